@@ -1,0 +1,215 @@
+"""How far is it from its reference method?
+
+Errors of energies and forces on labelled frames that trained nobody, computed through the OpenMM
+Context that production uses. Frames from dynamics at 500 K or below count; the force error on
+hotter ones is reported beside it, for information.
+
+- Energies: methods differ by a constant for each molecule, so the mean difference over the frames
+  (`energy_offset`) is removed before RMSE and MAE, per atom.
+- Forces: RMSE, MAE and R2 over Cartesian components, R2 = 1 - sum (F - F_ref)^2 /
+  sum (F_ref - <F_ref>)^2. Cosine and angle between F and F_ref are means over atoms, without those
+  whose reference force is below 0.05 eV/angstrom: the direction of nothing is noise.
+
+Intervals: frames of one trajectory are alike, so trajectories are the unit of repetition. The
+block jackknife leaves out one at a time (`intervals.jackknife`; the fitted offset is fitted anew
+each time). With fewer than four trajectories each is cut into consecutive parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
+from omm_mlff.checks.intervals import Estimate, blocks_of_frames, jackknife
+from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
+
+HOTTEST_K = 500.0
+"""Frames above count as hot: reported, not judged."""
+
+WEAK_FORCE = 0.05
+"""eV/angstrom: below, a force has no direction worth comparing."""
+
+ENERGY_RMSE = Declaration(
+    "accuracy.energy_rmse", "sampled", "meV/atom", "a constant per system removed", "accuracy"
+)
+ENERGY_MAE = Declaration(
+    "accuracy.energy_mae", "sampled", "meV/atom", "a constant per system removed", "accuracy"
+)
+ENERGY_OFFSET = Declaration(
+    "accuracy.energy_offset", "info", "meV/atom", "the constant that was removed", "accuracy"
+)
+FORCE_RMSE = Declaration(
+    "accuracy.force_rmse", "sampled", "eV/angstrom", "over Cartesian components", "accuracy"
+)
+FORCE_MAE = Declaration(
+    "accuracy.force_mae", "sampled", "eV/angstrom", "over Cartesian components", "accuracy"
+)
+FORCE_R2 = Declaration(
+    "accuracy.force_r2", "sampled", "1", "explained variance of the components", "accuracy"
+)
+FORCE_COSINE = Declaration(
+    "accuracy.force_cosine", "sampled", "1", "mean cosine of the angle to the reference", "accuracy"
+)
+FORCE_ANGLE = Declaration(
+    "accuracy.force_angle", "sampled", "degree", "mean angle to the reference force", "accuracy"
+)
+FORCE_RMSE_ELEMENT = Declaration(
+    "accuracy.force_rmse_element", "sampled", "eV/angstrom", "the RMSE of one element", "accuracy"
+)
+FORCE_RMSE_HOT = Declaration(
+    "accuracy.force_rmse_hot", "info", "eV/angstrom", "the RMSE on frames above 500 K", "accuracy"
+)
+
+Frames = NDArray[np.int64]
+
+
+def take(evidence: Evidence) -> list[Measurement]:
+    """Errors of energies and forces on the reference frames."""
+    reference = evidence.reference
+    energies, forces = evidence.live.evaluate(reference.positions)
+    where = Where(system=evidence.system.name)
+    cool = reference.temperature_K <= HOTTEST_K
+    found = []
+    rows = [row for row in CHECK.declares if row is not FORCE_RMSE_HOT]
+    if cool.any():
+        n_atoms = evidence.system.n_atoms
+        energy_error = (energies - reference.energies)[cool] * (MEV_PER_KJMOL / n_atoms)
+        force = forces[cool] * EV_ANGSTROM_PER_KJMOL_NM
+        target = reference.forces[cool] * EV_ANGSTROM_PER_KJMOL_NM
+        blocks = blocks_of_frames(reference.trajectory[cool])
+        for row, statistic in {
+            **_energy_statistics(energy_error),
+            **_force_statistics(force, target),
+        }.items():
+            found.append(sampled(row, jackknife(statistic, blocks), where))
+        for symbol, atoms in _elements(evidence).items():
+            estimate = force_rmse((force - target)[:, atoms], blocks)
+            spot = dataclasses.replace(where, element=symbol)
+            found.append(sampled(FORCE_RMSE_ELEMENT, estimate, spot))
+    else:
+        reason = f"every reference frame is hotter than {HOTTEST_K:g} K"
+        found += [absent(row, where, reason) for row in rows]
+    if cool.all():
+        reason = f"no reference frame is hotter than {HOTTEST_K:g} K"
+        found.append(absent(FORCE_RMSE_HOT, where, reason))
+    else:
+        error = (forces - reference.forces)[~cool] * EV_ANGSTROM_PER_KJMOL_NM
+        hot = force_rmse(error, blocks_of_frames(reference.trajectory[~cool]))
+        found.append(sampled(FORCE_RMSE_HOT, hot, where))
+    return found
+
+
+def force_rmse(error: NDArray[np.float64], blocks: list[Frames]) -> Estimate:
+    """Root mean square over Cartesian components, with its interval over blocks of frames.
+
+    Parameters
+    ----------
+    error : shape (n_frames, n_atoms, 3)
+    blocks : frame indices of each independent block
+    """
+    square = (error**2).mean(axis=(1, 2))
+    return jackknife(lambda frames: float(np.sqrt(square[frames].mean())), blocks)
+
+
+def _energy_statistics(
+    error: NDArray[np.float64],
+) -> dict[Declaration, Callable[[Frames], float]]:
+    return {
+        ENERGY_RMSE: lambda frames: float(error[frames].std()),
+        ENERGY_MAE: lambda frames: float(np.abs(error[frames] - error[frames].mean()).mean()),
+        ENERGY_OFFSET: lambda frames: float(error[frames].mean()),
+    }
+
+
+def _force_statistics(
+    force: NDArray[np.float64], target: NDArray[np.float64]
+) -> dict[Declaration, Callable[[Frames], float]]:
+    error = force - target
+    square = (error**2).mean(axis=(1, 2))
+    absolute = np.abs(error).mean(axis=(1, 2))
+    norms = np.linalg.norm(target, axis=2)
+    strong = norms > WEAK_FORCE
+    product = norms * np.linalg.norm(force, axis=2)
+    dot = (force * target).sum(axis=2)
+    # No force at all where there should be one: at a right angle to it.
+    cosine = np.divide(dot, product, out=np.zeros_like(dot), where=product != 0.0)
+    cosine = np.clip(cosine, -1.0, 1.0)
+    angle = np.degrees(np.arccos(cosine))
+
+    def r2(frames: Frames) -> float:
+        variance = target[frames].var()
+        return float(1.0 - square[frames].mean() / variance) if variance else float("nan")
+
+    def mean_of(values: NDArray[np.float64]) -> Callable[[Frames], float]:
+        def mean(frames: Frames) -> float:
+            chosen = values[frames][strong[frames]]
+            return float(chosen.mean()) if len(chosen) else float("nan")
+
+        return mean
+
+    return {
+        FORCE_RMSE: lambda frames: float(np.sqrt(square[frames].mean())),
+        FORCE_MAE: lambda frames: float(absolute[frames].mean()),
+        FORCE_R2: r2,
+        FORCE_COSINE: mean_of(cosine),
+        FORCE_ANGLE: mean_of(angle),
+    }
+
+
+def _elements(evidence: Evidence) -> dict[str, NDArray[np.int64]]:
+    symbols = [atom.element.symbol for atom in evidence.system.topology.atoms()]
+    return {
+        symbol: np.flatnonzero([other == symbol for other in symbols])
+        for symbol in sorted(set(symbols))
+    }
+
+
+_CHEMICAL_FORCE = (
+    "1 kcal/mol/angstrom, the usual measure of an accurate force (Chmiela et al., Nat. Commun. 9, "
+    "3887 (2018)); reject at ten times that"
+)
+_CHEMICAL_ENERGY = (
+    "chemical accuracy, 1 kcal/mol, for a molecule of 12 atoms (the median of the shipped "
+    "systems); reject at 1 kcal/mol for every atom"
+)
+_TEN_PERCENT = "an error of 10% of the force: R2 = 1 - 0.1^2, angle about 0.1 rad"
+
+CHECK = Check(
+    name="accuracy",
+    question="How far is it from its reference method?",
+    formula="RMSE, MAE, R2, cosine and angle against the labels; block jackknife over trajectories",
+    source="Kuensch, Ann. Stat. 17, 1217 (1989), for the intervals",
+    declares=(
+        ENERGY_RMSE,
+        ENERGY_MAE,
+        ENERGY_OFFSET,
+        FORCE_RMSE,
+        FORCE_MAE,
+        FORCE_R2,
+        FORCE_COSINE,
+        FORCE_ANGLE,
+        FORCE_RMSE_ELEMENT,
+        FORCE_RMSE_HOT,
+    ),
+    criteria=(
+        *bounds(FORCE_RMSE, _CHEMICAL_FORCE, high=(0.0434, 0.434)),
+        *bounds(ENERGY_RMSE, _CHEMICAL_ENERGY, high=(3.6, 43.4)),
+        Criterion("accuracy.force_r2-info", FORCE_R2.name, 0.99, None, "1", "info", _TEN_PERCENT),
+        Criterion(
+            "accuracy.force_angle-info",
+            FORCE_ANGLE.name,
+            None,
+            5.7,
+            FORCE_ANGLE.unit,
+            "info",
+            _TEN_PERCENT,
+        ),
+    ),
+    needs=frozenset({"evaluator", "reference"}),
+    take=take,
+)

@@ -1,0 +1,251 @@
+"""What a check is: evidence in, measurements out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omm_mlff.checks.intervals import Estimate, garwood
+from omm_mlff.errors import AnalysisError
+from omm_mlff.schema import (
+    Criterion,
+    Declaration,
+    Measurement,
+    MolecularSystem,
+    PotentialCard,
+    ReferenceLabels,
+    Where,
+)
+
+if TYPE_CHECKING:
+    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.rundir import RunRecord
+
+Need = Literal["evaluator", "reference", "runs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known about one potential on one system.
+
+    Attributes
+    ----------
+    runs : finished runs of this potential on this system
+    evaluator : the potential alive in a Context, or None where runs alone are judged
+    seed : of every random choice that a check makes
+    reference_energy_kjmol : the zero of energy for "percent of |E0|": the sum of the atomic
+        reference energies of a student, 0 where the potential has none
+    """
+
+    system: MolecularSystem
+    card: PotentialCard
+    runs: tuple[RunRecord, ...] = ()
+    evaluator: Evaluator | None = None
+    seed: int = 0
+    reference_energy_kjmol: float = 0.0
+
+    @property
+    def reference(self) -> ReferenceLabels:
+        """The reference labels, for a check that has declared that it needs them."""
+        if self.system.reference is None:
+            raise AnalysisError(f"system {self.system.name!r} has no reference labels")
+        return self.system.reference
+
+    @property
+    def live(self) -> Evaluator:
+        """The evaluator, for a check that has declared that it needs it."""
+        if self.evaluator is None:
+            raise AnalysisError("this check needs an Evaluator, and the evidence has none")
+        return self.evaluator
+
+    def lacking(self, need: Need) -> str | None:
+        """Why a need is not met, in one line; None where it is."""
+        if need == "evaluator" and self.evaluator is None:
+            return "the potential is not loaded, only its runs are"
+        if need == "reference" and self.system.reference is None:
+            return f"system {self.system.name!r} has no reference labels"
+        if need == "runs" and not self.runs:
+            return f"no run of system {self.system.name!r}"
+        return None
+
+    def random(self, check: str) -> np.random.Generator:
+        """A generator that depends on the seed and on who asks."""
+        return np.random.default_rng([self.seed, *check.encode()])
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """One question put to a potential.
+
+    Attributes
+    ----------
+    name : the module's, such as "drift"
+    question : what a person wants to know
+    formula : what is computed, in one line
+    source : where the method comes from
+    declares : every measurement that it emits
+    criteria : default bounds, for policies that include the defaults
+    needs : without these, every measurement is not applicable
+    take : the measuring function; called through `measure`
+    """
+
+    name: str
+    question: str
+    formula: str
+    source: str
+    declares: tuple[Declaration, ...]
+    criteria: tuple[Criterion, ...]
+    needs: frozenset[Need]
+    take: Callable[[Evidence], list[Measurement]]
+
+    def measure(self, evidence: Evidence) -> list[Measurement]:
+        """Every measurement that was declared, or the reason why one has no meaning here.
+
+        Raises
+        ------
+        AnalysisError : the check emitted something that it has not declared
+        """
+        for need in sorted(self.needs):
+            reason = evidence.lacking(need)
+            if reason is not None:
+                where = Where(system=evidence.system.name)
+                return [absent(row, where, reason) for row in self.declares]
+        measurements = self.take(evidence)
+        declared = {row.name: (row.kind, row.unit) for row in self.declares}
+        for row in measurements:
+            if declared.get(row.name) != (row.kind, row.unit):
+                raise AnalysisError(
+                    f"check {self.name!r} emitted {row.name} ({row.kind}, {row.unit}), which it "
+                    f"has not declared so; add a Declaration, or mend the one it has"
+                )
+        return measurements
+
+
+def absent(declaration: Declaration, where: Where, reason: str) -> Measurement:
+    """A declared measurement that has no meaning here."""
+    return Measurement.inapplicable(
+        declaration.name, declaration.kind, declaration.unit, where, reason
+    )
+
+
+def exact(
+    declaration: Declaration, value: float, where: Where, n_samples: int, cause: str = ""
+) -> Measurement:
+    """A deterministic measurement: the maximum over a fixed set of frames."""
+    return Measurement.exact(
+        declaration.name, float(value), declaration.unit, where, n_samples, cause
+    )
+
+
+def sampled(
+    declaration: Declaration, estimate: Estimate, where: Where, cause: str = ""
+) -> Measurement:
+    """A sampled measurement, or one for information, with its interval."""
+    return Measurement(
+        declaration.name,
+        declaration.kind,
+        estimate.value,
+        declaration.unit,
+        estimate.ci_low,
+        estimate.ci_high,
+        estimate.n_samples,
+        where,
+        standard_error=estimate.standard_error,
+        dof=estimate.dof,
+        cause=cause,
+    )
+
+
+def counted(
+    declaration: Declaration,
+    n_events: int,
+    where: Where,
+    *,
+    n_replicas: int,
+    exposure_ps: float,
+    cause: str = "",
+) -> Measurement:
+    """A count of events, with Garwood's interval for its expectation."""
+    low, high = garwood(n_events)
+    return Measurement(
+        declaration.name,
+        "count",
+        float(n_events),
+        declaration.unit,
+        low,
+        high,
+        n_replicas,
+        where,
+        exposure_ps=exposure_ps,
+        cause=cause,
+    )
+
+
+def bounds(
+    declaration: Declaration,
+    source: str,
+    *,
+    dtypes: Sequence[str] = (),
+    low: tuple[float | None, float | None] = (None, None),
+    high: tuple[float | None, float | None] = (None, None),
+) -> tuple[Criterion, ...]:
+    """The `limit` and the `reject` criterion on one measurement.
+
+    Parameters
+    ----------
+    source : where the bounds come from
+    dtypes : of the potentials that they are for; empty means all
+    low, high : the limit, then the reject bound; None leaves a side open or a severity out
+    """
+    rows = []
+    suffix = "".join(f"-{dtype}" for dtype in dtypes)
+    for severity, lower, upper in (("limit", low[0], high[0]), ("reject", low[1], high[1])):
+        if lower is None and upper is None:
+            continue
+        rows.append(
+            Criterion(
+                name=f"{declaration.name}-{severity}{suffix}",
+                measurement=declaration.name,
+                low=lower,
+                high=upper,
+                unit=declaration.unit,
+                severity="limit" if severity == "limit" else "reject",
+                source=source,
+                dtypes=tuple(dtypes),
+            )
+        )
+    return tuple(rows)
+
+
+def for_each_run(
+    measure: Callable[[Evidence, RunRecord], list[Measurement]],
+) -> Callable[[Evidence], list[Measurement]]:
+    """A check's `take` from a function that measures one run."""
+
+    def take(evidence: Evidence) -> list[Measurement]:
+        return [row for run in evidence.runs for row in measure(evidence, run)]
+
+    return take
+
+
+def run_where(evidence: Evidence, run: RunRecord) -> Where:
+    """Where a measurement of a whole run was taken."""
+    return Where(
+        system=evidence.system.name, run=run.spec.name, temperature_K=run.spec.temperature_K
+    )
+
+
+def worst(values: NDArray[np.float64]) -> tuple[float, int]:
+    """Largest value and its index; a NaN counts as the largest.
+
+    Parameters
+    ----------
+    values : shape (n,), n at least 1
+    """
+    broken = np.flatnonzero(~np.isfinite(values))
+    index = int(broken[0]) if len(broken) else int(values.argmax())
+    return float(values[index]), index

@@ -1,0 +1,328 @@
+"""Does anything jump when a pair crosses the cutoff?
+
+Two copies of the molecule, one turned at random, are drawn apart along a straight line, so that
+pair after pair of their atoms crosses the cutoff that the card names. A model whose interaction
+is smooth at the cutoff has smooth energy and forces along the line; one that cuts off has a step.
+
+The step across one interval of the scan is the difference of two extrapolations to its middle, one
+from the three points on its left and one from the three on its right:
+
+    L = (15 f_k - 10 f_(k-1) + 3 f_(k-2)) / 8        R = (15 f_(k+1) - 10 f_(k+2) + 3 f_(k+3)) / 8
+
+R - L is the step exactly where f is a parabola plus a step, and of the order h^3 f''' without a
+step: 1e-9 of anything smooth on the scale of an angstrom, at h = 1e-3 angstrom. Rounding is
+magnified 3.3 times.
+
+Scanned are (1) fine windows of 1e-3 angstrom around the separations at which a pair crosses,
+computed from the geometry, (2) the whole range coarsely, and fine windows where the coarse scan
+is roughest: that finds a cutoff that the card does not name. In vacuum, also for a system that is
+a box: then two copies of its first molecule are taken.
+
+Bounds: a sound float32 network shows its rounding, some 1e-2 meV and 2e-5 eV/angstrom (tiny, on
+water and alanine); its limits lie five to ten times above, its reject bounds ten and a hundred
+times above those. Argon with a plain cutoff at 2.5 sigma, which must not pass, steps by 0.17 meV
+and 1e-4 eV/angstrom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.units import (
+    ANGSTROM_PER_NM,
+    EV_ANGSTROM_PER_KJMOL_NM,
+    MEV_PER_KJMOL,
+    NM_PER_ANGSTROM,
+)
+
+if TYPE_CHECKING:
+    from omm_mlff.evaluate import Evaluator
+
+FINE_NM = 1.0e-3 * NM_PER_ANGSTROM
+COARSE_NM = 0.02 * NM_PER_ANGSTROM
+MARGIN_NM = 0.2 * NM_PER_ANGSTROM
+CLOSEST_NM = 1.5 * NM_PER_ANGSTROM
+N_CROSSINGS = 24
+N_COARSE = 300
+N_ROUGH = 4
+_HALF_WINDOW = 6  # points on each side of a crossing
+
+ENERGY_JUMP = Declaration(
+    "cutoff.energy_jump", "deterministic", "meV", "largest step of the energy", "cutoff"
+)
+FORCE_JUMP = Declaration(
+    "cutoff.force_jump", "deterministic", "eV/angstrom", "largest step of a force", "cutoff"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Two fragments, and the line along which the second one moves.
+
+    Attributes
+    ----------
+    system : the fragments, the second one unmoved
+    n_first : atoms of the first fragment
+    direction : shape (3,), unit length
+    """
+
+    system: MolecularSystem
+    n_first: int
+    direction: NDArray[np.float64]
+
+    def at(self, separations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Positions at each separation (nm), shape (n_separations, n_atoms, 3), nm."""
+        positions = np.repeat(self.system.positions[None], len(separations), axis=0)
+        positions[:, self.n_first :] += separations[:, None, None] * self.direction
+        return positions
+
+    def crossings(self, cutoff_nm: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Separations at which a pair is at the cutoff, on its way out.
+
+        Returns
+        -------
+        separations : shape (n_crossings,), nm, ascending
+        pairs : shape (n_crossings, 2), atom indices
+        """
+        first = self.system.positions[: self.n_first]
+        second = self.system.positions[self.n_first :]
+        d = second[None, :] - first[:, None]
+        along = d @ self.direction
+        inside = along**2 - (d**2).sum(axis=2) + cutoff_nm**2
+        i, j = np.nonzero(inside >= 0.0)
+        separations = -along[i, j] + np.sqrt(inside[i, j])
+        order = np.argsort(separations)
+        return separations[order], np.column_stack((i, j + self.n_first))[order]
+
+    def shortest(self, separation: float) -> float:
+        """Shortest distance between the fragments, nm."""
+        positions = self.at(np.array([separation]))[0]
+        d = positions[self.n_first :][None] - positions[: self.n_first][:, None]
+        return float(np.sqrt((d**2).sum(axis=2)).min())
+
+
+def steps(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimated step across each inner interval of an even scan.
+
+    Parameters
+    ----------
+    values : shape (n_points, ...), n_points at least 6
+
+    Returns
+    -------
+    shape (n_points - 5, ...); the k-th is between the points k + 2 and k + 3
+    """
+    left = (15.0 * values[2:-3] - 10.0 * values[1:-4] + 3.0 * values[:-5]) / 8.0
+    right = (15.0 * values[3:-2] - 10.0 * values[4:-1] + 3.0 * values[5:]) / 8.0
+    return np.asarray(right - left)
+
+
+def first_molecule(system: MolecularSystem) -> NDArray[np.int64]:
+    """Atoms that bonds connect to the first atom, sorted; all atoms of a molecule in vacuum."""
+    if not system.periodic:
+        return np.arange(system.n_atoms)
+    found = {0}
+    while True:
+        more = {
+            int(atom)
+            for bond in system.bonds
+            if found & {int(bond[0]), int(bond[1])}
+            for atom in bond
+        }
+        if more <= found:
+            return np.array(sorted(found))
+        found |= more
+
+
+def two_copies(system: MolecularSystem, random: np.random.Generator) -> Line:
+    """Two copies of a molecule, the second turned at random, to be drawn apart.
+
+    The line is the thinnest direction of the molecule, tilted at random, so that many pairs
+    cross and no two at once.
+    """
+    from openmm import app
+    from scipy.spatial.transform import Rotation
+
+    atoms = first_molecule(system)
+    positions = system.positions[atoms] - system.positions[atoms].mean(axis=0)
+    if system.box_vectors is not None:
+        raise_whole = np.round((positions - positions[0]) @ np.linalg.inv(system.box_vectors))
+        positions = positions - raise_whole @ system.box_vectors
+        positions -= positions.mean(axis=0)
+    thinnest = np.linalg.svd(positions, full_matrices=True)[2][2]
+    direction = thinnest + 0.2 * random.normal(size=3)
+    direction /= np.linalg.norm(direction)
+    turned = Rotation.random(rng=random).apply(positions)
+
+    elements = [atom.element for atom in system.topology.atoms()]
+    topology = app.Topology()
+    for _ in range(2):
+        residue = topology.addResidue("MOL", topology.addChain())
+        for atom in atoms:
+            topology.addAtom(elements[atom].symbol, elements[atom], residue)
+    place = {int(atom): k for k, atom in enumerate(atoms)}
+    inside = [[place[int(i)], place[int(j)]] for i, j in system.bonds if int(i) in place]
+    bonds = np.array(inside, dtype=np.int64).reshape(-1, 2)
+    both = np.concatenate((bonds, bonds + len(atoms)))
+    listed = list(topology.atoms())
+    for i, j in both:
+        topology.addBond(listed[i], listed[j])
+    pair = MolecularSystem(
+        name=f"two of {system.name}",
+        source=system.source,
+        topology=topology,
+        positions=np.concatenate((positions, turned)),
+        species=np.tile(system.species[atoms], 2),
+        masses=np.tile(system.masses[atoms], 2),
+        bonds=both,
+        charge=0 if system.periodic else 2 * system.charge,
+    )
+    return Line(pair, len(atoms), direction)
+
+
+@dataclass(frozen=True)
+class _Jump:
+    energy: float  # kJ/mol
+    force: float  # kJ/mol/nm
+    at_energy: float  # separation, nm
+    at_force: float
+    n_points: int
+
+
+def largest_jump(evaluator: Evaluator, line: Line, windows: list[NDArray[np.float64]]) -> _Jump:
+    """The largest steps of energy and force in evenly spaced windows of separations (nm)."""
+    energies, forces = evaluator.evaluate(line.at(np.concatenate(windows)))
+    found = _Jump(0.0, 0.0, math.nan, math.nan, len(energies))
+    start = 0
+    for window in windows:
+        stop = start + len(window)
+        middle = 0.5 * (window[2:-3] + window[3:-2])
+        energy = np.abs(steps(energies[start:stop]))
+        force = np.linalg.norm(steps(forces[start:stop]), axis=2).max(axis=1)
+        energy, force = (np.where(np.isfinite(x), x, np.inf) for x in (energy, force))
+        e, f = int(energy.argmax()), int(force.argmax())
+        if energy[e] > found.energy:
+            found = dataclasses.replace(found, energy=float(energy[e]), at_energy=float(middle[e]))
+        if force[f] > found.force:
+            found = dataclasses.replace(found, force=float(force[f]), at_force=float(middle[f]))
+        start = stop
+    return found
+
+
+def scan(evaluator: Evaluator, line: Line, cutoff_nm: float) -> _Jump | None:
+    """The largest steps while the fragments are drawn apart; None where no pair crosses."""
+    separations, _ = line.crossings(cutoff_nm)
+    floor = _closest_separation(line, cutoff_nm)
+    separations = separations[separations > floor + 2 * _HALF_WINDOW * FINE_NM]
+    if not len(separations):
+        return None
+    chosen = np.unique(
+        np.linspace(0, len(separations) - 1, min(N_CROSSINGS, len(separations))).round()
+    ).astype(np.int64)
+    around = (np.arange(-_HALF_WINDOW, _HALF_WINDOW) + 0.5) * FINE_NM
+    windows = [separations[k] + around for k in chosen]
+
+    low, high = max(floor, separations[0] - MARGIN_NM), separations[-1] + MARGIN_NM
+    n_coarse = max(7, min(N_COARSE, math.ceil((high - low) / COARSE_NM)))
+    coarse = np.linspace(low, high, n_coarse)
+    energies, forces = evaluator.evaluate(line.at(coarse))
+    rough = np.abs(steps(energies))
+    rough_force = np.linalg.norm(steps(forces), axis=2).max(axis=1)
+    for roughness in (rough, rough_force):
+        for k in np.argsort(roughness)[-N_ROUGH // 2 :]:
+            edges = coarse[k + 2] - 3.0 * FINE_NM, coarse[k + 3] + 3.0 * FINE_NM
+            windows.append(np.arange(edges[0], edges[1], FINE_NM))
+    found = largest_jump(evaluator, line, windows)
+    return dataclasses.replace(found, n_points=found.n_points + n_coarse)
+
+
+def _closest_separation(line: Line, cutoff_nm: float) -> float:
+    """The least separation from which on the fragments stay apart by `CLOSEST_NM`."""
+    extent = np.abs(line.system.positions).max() * 2.0 * math.sqrt(3.0)
+    grid = np.arange(0.0, extent + cutoff_nm, COARSE_NM)
+    near = [line.shortest(float(s)) < CLOSEST_NM for s in grid]
+    last = max((k for k, close in enumerate(near) if close), default=-1)
+    return float(grid[min(last + 1, len(grid) - 1)])
+
+
+def take(evidence: Evidence) -> list[Measurement]:
+    """Steps of energy and force while two copies are drawn apart."""
+    where = Where(system=evidence.system.name)
+    cutoff = evidence.card.cutoff_nm
+    if cutoff is None:
+        reason = f"{evidence.card.name} names no cutoff"
+        return [absent(row, where, reason) for row in CHECK.declares]
+    line = two_copies(evidence.system, evidence.random(CHECK.name))
+    obstacle = evidence.live.potential.unsupported(line.system)
+    if obstacle:
+        reason = f"it cannot serve two copies of the molecule: {obstacle}"
+        return [absent(row, where, reason) for row in CHECK.declares]
+    evaluator = evidence.live.for_system(line.system)
+    try:
+        found = scan(evaluator, line, cutoff)
+    finally:
+        evaluator.close()
+    if found is None:
+        reason = f"no pair crosses {cutoff:g} nm while the copies are apart"
+        return [absent(row, where, reason) for row in CHECK.declares]
+    return [
+        exact(
+            ENERGY_JUMP,
+            found.energy * MEV_PER_KJMOL,
+            where,
+            found.n_points,
+            _cause(line, cutoff, found.at_energy),
+        ),
+        exact(
+            FORCE_JUMP,
+            found.force * EV_ANGSTROM_PER_KJMOL_NM,
+            where,
+            found.n_points,
+            _cause(line, cutoff, found.at_force),
+        ),
+    ]
+
+
+def _cause(line: Line, cutoff_nm: float, separation: float) -> str:
+    """The pair that is nearest to the cutoff at a separation, in words."""
+    if math.isnan(separation):
+        return ""
+    separations, pairs = line.crossings(cutoff_nm)
+    i, j = pairs[int(np.abs(separations - separation).argmin())]
+    symbols = [atom.element.symbol for atom in line.system.topology.atoms()]
+    position = line.at(np.array([separation]))[0]
+    length = float(np.linalg.norm(position[j] - position[i])) * ANGSTROM_PER_NM
+    return (
+        f"step where {symbols[i]}{i} and {symbols[j]}{j - line.n_first} of two copies are "
+        f"{length:.4f} angstrom apart (cutoff {cutoff_nm * ANGSTROM_PER_NM:g})"
+    )
+
+
+_SCALE = (
+    "rounding of the dtype below, argon's plain cutoff at 2.5 sigma (0.17 meV, 1e-4 eV/angstrom) "
+    "above (derived in omm_mlff/checks/cutoff.py)"
+)
+
+CHECK = Check(
+    name="cutoff",
+    question="Does anything jump when a pair crosses the cutoff?",
+    formula="difference of two quadratic extrapolations to the middle of each step of the scan",
+    source="Allen & Tildesley, Computer Simulation of Liquids, 2nd ed. (2017), section 5.2",
+    declares=(ENERGY_JUMP, FORCE_JUMP),
+    criteria=(
+        *bounds(ENERGY_JUMP, _SCALE, dtypes=("float64",), high=(1.0e-3, 1.0)),
+        *bounds(ENERGY_JUMP, _SCALE, dtypes=("float32",), high=(0.1, 1.0)),
+        *bounds(FORCE_JUMP, _SCALE, dtypes=("float64",), high=(1.0e-6, 1.0e-2)),
+        *bounds(FORCE_JUMP, _SCALE, dtypes=("float32",), high=(1.0e-4, 1.0e-2)),
+    ),
+    needs=frozenset({"evaluator"}),
+    take=take,
+)

@@ -1,0 +1,82 @@
+"""`omm-mlff simulate`: recorded dynamics, without a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--model", required=True, help="A shipped student, or a checkpoint's folder.")
+@click.option("--system", required=True, metavar="NAME|FILE", help="What is simulated.")
+@click.option("--length-ps", default=1.0, show_default=True, type=click.FloatRange(min=0))
+@click.option("--temperature", "temperature_K", default=300.0, show_default=True, help="K.")
+@click.option("--timestep-fs", default=0.5, show_default=True, type=click.FloatRange(min=1e-3))
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--stride", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--platform", default="auto", show_default=True)
+@click.option(
+    "--precision",
+    default="double",
+    show_default=True,
+    type=click.Choice(["single", "mixed", "double"]),
+    help="Of the platforms that have a choice: CUDA and OpenCL.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A new folder for the run.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out; a longer one extends it."
+)
+def simulate(
+    model: str,
+    system: str,
+    length_ps: float,
+    temperature_K: float,
+    timestep_fs: float,
+    replicas: int,
+    stride: int,
+    seed: int,
+    platform: str,
+    precision: str,
+    out: Path,
+    resume: bool,
+) -> None:
+    """Run NVE dynamics with a model and record energies and forces at every step."""
+    from omm_mlff.cli.progress import shown_progress
+    from omm_mlff.potentials.registry import load_potential
+    from omm_mlff.schema import RunSpec
+    from omm_mlff.simulate import simulate as run
+    from omm_mlff.systems import load_system
+
+    spec = RunSpec(
+        potential=model,
+        system=system,
+        length_ps=length_ps,
+        temperature_K=temperature_K,
+        n_replicas=replicas,
+        seed=seed,
+        timestep_fs=timestep_fs,
+        platform=platform,
+        precision=precision,  # type: ignore[arg-type]  # click has checked the choice
+        record_stride=stride,
+    )
+    potential, molecular_system = load_potential(model), load_system(system)
+    with shown_progress() as progress:
+        record = run(
+            spec,
+            potential,
+            molecular_system,
+            out,
+            resume=resume,
+            progress=lambda done, total: progress(spec.name, done, total),
+        )
+    for replica, event in sorted(record.events.items()):
+        click.echo(f"replica {replica} stopped at {event.time_ps:g} ps: {event.detail}")
+    whole = record.n_replicas - len(record.events)
+    click.echo(f"{whole} of {record.n_replicas} replicas ran to {spec.length_ps:g} ps; see {out}")

@@ -1,0 +1,87 @@
+"""`omm-mlff validate`: a verdict on a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--model", required=True, help="A shipped student, or a checkpoint's folder.")
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="In place of the profile's systems: a shipped name, a .pdb, .sdf or .xyz file, or "
+    "water-box:N. May be repeated.",
+)
+@click.option(
+    "--profile",
+    default="quick",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What is run: quick, standard, full, or a TOML file.",
+)
+@click.option(
+    "--policy",
+    default="strict",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Whose verdict counts: strict, m6, or a TOML file. Both shipped ones are always judged.",
+)
+@click.option(
+    "--platform",
+    default="auto",
+    show_default=True,
+    help="OpenMM platform; auto takes CUDA, OpenCL, or the faster of Reference and CPU.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A new folder for runs and reports.  [default: a fresh one under runs/]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the validation that --out holds.")
+@click.option("--seed", default=0, show_default=True, help="Of velocities and random choices.")
+@click.option("--json", "as_json", is_flag=True, help="Print verdict.json instead of the table.")
+def validate(
+    model: str,
+    systems: tuple[str, ...],
+    profile: str,
+    policy: str,
+    platform: str,
+    out: Path | None,
+    resume: bool,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Run a model in OpenMM and judge whether it is safe to use.
+
+    Exit codes: 0 APPROVED, 1 REJECTED or NOT RECOMMENDED, 2 bad input, 3 UNDECIDED, 4 the
+    validation itself failed, 130 interrupted.
+    """
+    if resume and out is None:
+        raise click.UsageError("--resume needs --out: the folder to go on with")
+
+    from omm_mlff.cli.progress import shown_progress
+    from omm_mlff.report.console import show
+    from omm_mlff.validation import validate as run
+
+    with shown_progress() as progress:
+        result = run(
+            model,
+            systems=systems,
+            profile=profile,
+            policy=policy,
+            platform=platform,
+            out=out,
+            resume=resume,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        click.echo((result.folder / "verdict.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        show(result.judged, result.reports)
+    return result.exit_code

@@ -1,0 +1,1 @@
+"""What can be validated, one file per source."""

@@ -1,0 +1,408 @@
+"""The frozen dataclasses that pass between stages.
+
+Arrays are float64 in nm, ps, kJ/mol, dalton and K unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from openmm.app import Topology
+
+Kind = Literal["deterministic", "sampled", "count", "info"]
+Severity = Literal["reject", "limit", "info"]
+FindingStatus = Literal["pass", "fail", "undecided", "not-measured", "not-applicable"]
+VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
+Precision = Literal["single", "mixed", "double"]
+
+SIGNIFICANCE = 0.05
+"""Family-wise error of one verdict over all of its looks."""
+
+MAX_LOOKS = 3
+"""A run is looked at as planned, doubled and quadrupled."""
+
+CONFIDENCE = 1.0 - SIGNIFICANCE / MAX_LOOKS
+"""Level of every interval: looking three times does not inflate errors."""
+
+
+@dataclass(frozen=True)
+class PotentialCard:
+    """What a potential says of itself.
+
+    Attributes
+    ----------
+    name : such as "tiny"
+    source : the source it came from, such as "student"
+    species : atomic numbers that it knows; None means those of the system
+    cutoff_nm : None where it has none or does not say
+    dtype : of the network, "float32" or "float64"
+    n_parameters : None where it does not say
+    training_domain : free-form, from the model card
+    sha256 : of the file with the parameters
+    """
+
+    name: str
+    source: str
+    species: tuple[int, ...] | None
+    cutoff_nm: float | None
+    dtype: str
+    n_parameters: int | None = None
+    training_domain: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceLabels:
+    """Energies and forces from a reference method, on frames that trained no student.
+
+    Attributes
+    ----------
+    positions : shape (n_frames, n_atoms, 3), nm
+    energies : shape (n_frames,), kJ/mol
+    forces : shape (n_frames, n_atoms, 3), kJ/mol/nm
+    trajectory : shape (n_frames,), int: frames of one trajectory are correlated
+    temperature_K : shape (n_frames,), of the dynamics that a frame was taken from
+    method : the method that made the labels, such as "ANI-1ccx"
+    """
+
+    positions: NDArray[np.float64]
+    energies: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    trajectory: NDArray[np.int64]
+    temperature_K: NDArray[np.float64]
+    method: str
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.energies)
+
+
+@dataclass(frozen=True, eq=False)
+class MolecularSystem:
+    """A molecule or box that a potential is asked to serve.
+
+    Attributes
+    ----------
+    name : such as "alanine"; for a file, its stem
+    source : the folder or file it came from
+    topology : one chain or more, every atom with its element
+    positions : shape (n_atoms, 3), nm
+    species : shape (n_atoms,), atomic numbers
+    masses : shape (n_atoms,), dalton
+    bonds : shape (n_bonds, 2), atom indices, first < second, sorted
+    box_vectors : shape (3, 3), nm, or None for a molecule in vacuum
+    charge : total charge, elementary charges
+    reference : None where there are no labels
+    """
+
+    name: str
+    source: str
+    topology: Topology
+    positions: NDArray[np.float64]
+    species: NDArray[np.int64]
+    masses: NDArray[np.float64]
+    bonds: NDArray[np.int64]
+    box_vectors: NDArray[np.float64] | None = None
+    charge: int = 0
+    reference: ReferenceLabels | None = None
+
+    @property
+    def n_atoms(self) -> int:
+        return len(self.species)
+
+    @property
+    def periodic(self) -> bool:
+        return self.box_vectors is not None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One simulation: what is run, how, and how long.
+
+    `potential` and `system` are the specs as a user would write them.
+    """
+
+    potential: str
+    system: str
+    length_ps: float
+    temperature_K: float
+    n_replicas: int
+    seed: int
+    timestep_fs: float = 0.5
+    ensemble: str = "nve"
+    platform: str = "auto"
+    precision: Precision = "double"
+    record_stride: int = 1
+
+    @property
+    def n_steps(self) -> int:
+        return round(self.length_ps * 1000.0 / self.timestep_fs)
+
+    @property
+    def name(self) -> str:
+        """Unique among the runs of one campaign; also the run's folder."""
+        return (
+            f"{self.system.replace('/', '_')}-{self.ensemble}-{self.temperature_K:g}K"
+            f"-{self.timestep_fs:g}fs-{self.length_ps:g}ps-x{self.n_replicas}"
+        )
+
+    @staticmethod
+    def length_ps_in(name: str) -> float | None:
+        """The length that a run's `name` tells; None where it tells none."""
+        found = re.search(r"-([0-9.]+(?:e[+-]?[0-9]+)?)ps-x[0-9]+", name)
+        return float(found.group(1)) if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunSpec:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Why a replica was stopped: data, not an exception.
+
+    Attributes
+    ----------
+    kind : "nan", "energy", "bond" or "overlap"
+    step : steps completed when it was seen; frames up to here are in the record
+    time_ps : the same in ps
+    atoms : the first atoms at fault, indices within the molecule
+    value, unit : what was measured there, such as a bond length in nm
+    detail : one line for a person, such as "bond O0-H1 is 0.153 nm long (0.096 at rest)"
+    """
+
+    kind: str
+    step: int
+    time_ps: float
+    atoms: tuple[int, ...]
+    value: float
+    unit: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a measurement was taken; None where it has no meaning."""
+
+    system: str | None = None
+    run: str | None = None
+    temperature_K: float | None = None
+    replica: int | None = None
+    frame: int | None = None
+    element: str | None = None
+    atoms: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number that a check has measured, or the reason why it has no meaning here.
+
+    Attributes
+    ----------
+    name : one that the check declares, such as "nve.drift"
+    kind : decides how a criterion on it is judged (DESIGN, section 4)
+    value : None exactly when `not_applicable` says why
+    ci_low, ci_high : at `CONFIDENCE`; equal to the value when deterministic
+    n_samples : independent samples behind the interval (for a count: replicas)
+    standard_error, dof : of a sampled value, for its p-value (Student's t); dof may be inf
+    exposure_ps : of a count: total simulated time that was watched
+    cause : what a failure of this measurement is put down to, one line
+    """
+
+    name: str
+    kind: Kind
+    value: float | None
+    unit: str
+    ci_low: float | None
+    ci_high: float | None
+    n_samples: int
+    where: Where
+    standard_error: float | None = None
+    dof: float | None = None
+    exposure_ps: float | None = None
+    cause: str = ""
+    not_applicable: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != bool(self.not_applicable):
+            raise ValueError(f"{self.name}: a value, or a reason for having none; never both")
+
+    @classmethod
+    def exact(
+        cls, name: str, value: float, unit: str, where: Where, n_samples: int, cause: str = ""
+    ) -> Measurement:
+        """A deterministic measurement: the maximum over a fixed set of frames."""
+        return cls(name, "deterministic", value, unit, value, value, n_samples, where, cause=cause)
+
+    @classmethod
+    def inapplicable(
+        cls, name: str, kind: Kind, unit: str, where: Where, reason: str
+    ) -> Measurement:
+        """A measurement that has no meaning here."""
+        return cls(name, kind, None, unit, None, None, 0, where, not_applicable=reason)
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(finite(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        fields = _restored(data, ("value", "ci_low", "ci_high", "standard_error", "dof"))
+        where = dict(fields.pop("where"))
+        where["atoms"] = tuple(where["atoms"])
+        return cls(where=Where(**where), **fields)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A measurement that a check promises to emit.
+
+    Attributes
+    ----------
+    error_exponent : the standard error of a run's value falls with the run's length to the minus
+        this power: 1/2 for a mean, 3/2 for a slope over time, 0 for what a longer run does not
+        sharpen (a difference of two frames). None: by the unit, 3/2 for one that is per ps or
+        ns, else 1/2.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    meaning: str
+    check: str
+    error_exponent: float | None = None
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A bound on one measurement.
+
+    Attributes
+    ----------
+    name : unique within its policy, such as "drift-limit"
+    measurement : the declared measurement that it bounds
+    low, high : the closed interval in which the value must lie; None leaves a side open
+    unit : must equal the measurement's
+    source : where the bound comes from
+    systems : names of the systems it applies to; empty means all
+    dtypes : dtypes of the potential it applies to; empty means all
+    min_length_ps : it applies to runs of this length or longer only
+    temperatures_K : it applies to runs at these temperatures only, and each must be there
+    min_systems : it is not measured before this many systems have the measurement
+    """
+
+    name: str
+    measurement: str
+    low: float | None
+    high: float | None
+    unit: str
+    severity: Severity
+    source: str
+    systems: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    min_length_ps: float | None = None
+    temperatures_K: tuple[float, ...] = ()
+    min_systems: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(finite(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Criterion:
+        fields: dict[str, Any] = dict(data)
+        for key in ("systems", "dtypes", "temperatures_K"):
+            fields[key] = tuple(fields.get(key, ()))
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one criterion came to, for one measurement.
+
+    Attributes
+    ----------
+    bound : in words, such as "<= 0.2"; the unit stands in `unit`
+    cause : of a failure, or why it is not decided, measured or applicable; one line
+    low, high : the bound as numbers; None leaves a side open
+    source : where the bound comes from
+    p_value : of a sampled measurement, Holm-adjusted over the criteria of its severity
+    n_samples, exposure_ps : as in the measurement
+    more_ps : of an undecided run: how much longer each replica must run to be decided
+    more_samples : of another undecided measurement: how many more samples decide it
+    """
+
+    policy: str
+    criterion: str
+    measurement: str
+    system: str | None
+    run: str | None
+    temperature_K: float | None
+    status: FindingStatus
+    kind: Kind | None
+    value: float | None
+    unit: str
+    ci_low: float | None
+    ci_high: float | None
+    bound: str
+    severity: Severity
+    cause: str
+    where: Where
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    p_value: float | None = None
+    n_samples: int = 0
+    exposure_ps: float | None = None
+    more_ps: float | None = None
+    more_samples: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(finite(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finding:
+        fields = _restored(data, ("value", "ci_low", "ci_high", "p_value", "more_ps"))
+        where = dict(fields.pop("where"))
+        where["atoms"] = tuple(where["atoms"])
+        return cls(where=Where(**where), **fields)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement under one policy, with a finding for every criterion."""
+
+    policy: str
+    name: VerdictName
+    findings: tuple[Finding, ...]
+
+
+def finite(value: Any) -> Any:
+    """The value as plain JSON, which has no NaN: "nan", "inf" and "-inf" stand in as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def _restored(data: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        key: float(item) if key in names and isinstance(item, str) else item
+        for key, item in data.items()
+    }

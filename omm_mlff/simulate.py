@@ -1,0 +1,390 @@
+"""RunSpec -> run directory: recorded dynamics, every step, many replicas.
+
+VerletIntegrator is a leapfrog: its velocities are half a step behind its positions. A frame at t
+holds x(t), F(t), E(t) from the tap, and the velocity on the step v(t) = v(t - dt/2) + F(t) dt / 2m,
+whose kinetic energy equals OpenMM's own. One step, one evaluation of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+
+from omm_mlff import rundir
+from omm_mlff.errors import InputError, RunDirectoryError, StorageError, UnsupportedSystemError
+from omm_mlff.evaluate import DISCARDED_CALLS, Evaluator
+from omm_mlff.forces import Tap
+from omm_mlff.interrupt import deferred_interrupt
+from omm_mlff.platforms import choose_platform, platform_properties
+from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.prepare import degrees_of_freedom, draw_velocities, minimized
+from omm_mlff.provenance import run_provenance
+from omm_mlff.recording import Recorder, StatusLog, topology_json
+from omm_mlff.rundir import RunRecord, SegmentWriter, replica_folder
+from omm_mlff.schema import MolecularSystem, RunSpec
+from omm_mlff.threads import threads_for
+from omm_mlff.units import PS_PER_FS
+from omm_mlff.watch import Watch
+
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all, over every batch of replicas."""
+
+_CHUNK_FRAMES = 256
+
+
+def simulate(
+    spec: RunSpec,
+    potential: Potential,
+    system: MolecularSystem,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Run what a spec asks for and record it.
+
+    Parameters
+    ----------
+    folder : of the run; new, unless `resume`
+    resume : go on with what is there; a longer `length_ps` than before extends the run
+    progress : called now and then
+
+    Returns
+    -------
+    the run directory, opened; a replica that diverged is in its `events`
+
+    Raises
+    ------
+    InputError : the ensemble is not known, or the run has no step
+    UnsupportedSystemError : the potential cannot serve the system
+    PlatformError : the platform is not available
+    OutputExistsError : the folder holds another run
+    StorageError : the disk is full; everything in closed segments is kept
+    """
+    folder = Path(folder)
+    if spec.ensemble != "nve":
+        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: nve")
+    if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
+        raise InputError(
+            f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
+            f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
+        )
+    reason = potential.unsupported(system)
+    if reason:
+        raise UnsupportedSystemError(f"{potential.card.name} cannot serve {system.name}: {reason}")
+    batch_size = min(spec.n_replicas, potential.max_replicas(system))
+    with threads_for(batch_size * system.n_atoms):
+        _record(spec, potential, system, folder, batch_size, resume, progress)
+    return RunRecord.open(folder)
+
+
+def _record(
+    spec: RunSpec,
+    potential: Potential,
+    system: MolecularSystem,
+    folder: Path,
+    batch_size: int,
+    resume: bool,
+    progress: Progress | None,
+) -> None:
+    platform_name = choose_platform(spec.platform, batch_size * system.n_atoms)
+    with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
+        rest = minimized(evaluator)
+    n_dof = degrees_of_freedom(system)
+    provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
+    rundir.create(folder, spec, provenance, resume=resume)
+    batches = [
+        list(range(first, min(first + batch_size, spec.n_replicas)))
+        for first in range(0, spec.n_replicas, batch_size)
+    ]
+    log = StatusLog(folder, spec)
+    log.write("running")
+    try:
+        for number, replicas in enumerate(batches):
+            done_before = number * spec.n_steps
+
+            def report(step: int, done_before: int = done_before) -> None:
+                if progress is not None:
+                    progress(done_before + step, len(batches) * spec.n_steps)
+
+            batch = _Batch(spec, potential, system, platform_name, folder, number, replicas, log)
+            batch.run(rest.positions, n_dof, report)
+    except BaseException:
+        with contextlib.suppress(OSError, StorageError):
+            log.write("interrupted")
+        raise
+    log.write("complete")
+
+
+class _Batch:
+    """Replicas that share one System and one evaluation a step."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        potential: Potential,
+        system: MolecularSystem,
+        platform_name: str,
+        folder: Path,
+        number: int,
+        replicas: list[int],
+        log: StatusLog,
+    ) -> None:
+        self.spec = spec
+        self.system = system
+        self.folder = folder
+        self.replicas = replicas
+        self.number = number
+        self.log = log
+        self.state_path = folder / f"batch_{number:03d}.npz"
+        self.dt_ps = spec.timestep_fs * PS_PER_FS
+        self.potential = potential
+        self.platform_name = platform_name
+        self.n_replicas = len(replicas)
+        self.shape = (self.n_replicas, system.n_atoms, 3)
+        self.inverse_mass = 1.0 / system.masses[None, :, None]
+        self.half_mass = 0.5 * system.masses[None, :, None]
+
+    def run(
+        self,
+        rest_positions: NDArray[np.float64],
+        n_dof: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        """From the start, or from where it was left, to the end of the spec."""
+        kept = self._kept_state()
+        if kept is not None and int(kept["step"]) >= self.spec.n_steps:
+            return
+        tap = Tap(self.n_replicas, self.system.n_atoms) if self._tapped else None
+        context = openmm.Context(
+            build_system(self.potential, self.system, n_replicas=self.n_replicas, tap=tap),
+            openmm.VerletIntegrator(self.dt_ps),
+            openmm.Platform.getPlatformByName(self.platform_name),
+            platform_properties(self.platform_name, self.spec.precision),
+        )
+        watch = Watch(self.system, self.system.positions, self.n_replicas, self.dt_ps)
+        alive = np.ones(self.n_replicas, dtype=bool)
+        first_step, first_segment = 0, 0
+        if kept is None:
+            x = np.broadcast_to(rest_positions, self.shape).copy()
+            v = self._initial_half_velocities(context, tap, x, n_dof)
+        else:
+            x, v, alive = kept["positions"], kept["velocities"], kept["alive"].astype(bool)
+            first_step, first_segment = int(kept["step"]), int(kept["segment"])
+            watch.restore(kept["first_energy"], kept["steps_stretched"])
+            self._warm_up(context, x)
+        writers = [
+            SegmentWriter(
+                self.folder / replica_folder(r),
+                topology_json(self.system),
+                self.system.n_atoms,
+                self.system.box_vectors,
+                first_segment,
+            )
+            for r in self.replicas
+        ]
+        if tap is not None:
+            tap.alive.copy_(torch.from_numpy(alive))
+        self._set(context, x, v)
+        recorder = Recorder(writers, self.shape, _CHUNK_FRAMES)
+        try:
+            with deferred_interrupt() as interrupted:
+                self._steps(
+                    context,
+                    tap,
+                    watch,
+                    recorder,
+                    x,
+                    v,
+                    alive,
+                    first_step,
+                    first_segment,
+                    progress,
+                    interrupted,
+                )
+        finally:
+            for writer in writers:
+                writer.abandon()
+            if tap is not None:
+                tap.close()
+
+    @property
+    def _tapped(self) -> bool:
+        return self.potential.has_tap(self.system)
+
+    def _steps(
+        self,
+        context: openmm.Context,
+        tap: Tap | None,
+        watch: Watch,
+        recorder: Recorder,
+        x: NDArray[np.float64],
+        v: NDArray[np.float64],
+        alive: NDArray[np.bool_],
+        first_step: int,
+        segment: int,
+        progress: Callable[[int], None],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        integrator = context.getIntegrator()
+        n_steps, stride = self.spec.n_steps, self.spec.record_stride
+        calls_before = tap.n_calls if tap is not None else 0
+        segment_began = started = time.monotonic()
+        for step in range(first_step, n_steps):
+            if interrupted():
+                self._close_segment(recorder, segment, step, x, v, alive, watch)
+                self._account(started, tap, calls_before, step - first_step)
+                raise KeyboardInterrupt
+            if tap is None:
+                energies, forces = self._ask(context)
+                integrator.step(1)
+            else:
+                integrator.step(1)
+                energies, forces = tap.read()
+            state = context.getState(positions=True, velocities=True)
+            x_next = state.getPositions(asNumpy=True)._value.reshape(self.shape)
+            v_next = state.getVelocities(asNumpy=True)._value.reshape(self.shape)
+            v_on = v + (0.5 * self.dt_ps) * forces * self.inverse_mass
+            kinetic = (self.half_mass * v_on * v_on).sum((1, 2))
+            finite = (
+                np.isfinite(energies)
+                & np.isfinite(forces).all((1, 2))
+                & np.isfinite(x).all((1, 2))
+                & np.isfinite(kinetic)
+            )
+            events = watch.look(step, x, energies, kinetic, finite, alive)
+            if step % stride == 0:
+                recorder.add(step * self.dt_ps, x, v_on, forces, energies, kinetic, alive & finite)
+            if events:
+                for r, event in events.items():
+                    self.log.events[self.replicas[r]] = event
+                    alive[r] = False
+                    x_next[r], v_next[r] = np.where(np.isfinite(x[r]), x[r], 0.0), 0.0
+                    if tap is not None:
+                        tap.freeze(r)
+                recorder.flush()
+                self.log.write("running")
+                if not alive.any():
+                    self._close_segment(recorder, segment, n_steps, x_next, v_next, alive, watch)
+                    self._account(started, tap, calls_before, n_steps - first_step)
+                    progress(n_steps)
+                    return
+                self._set(context, x_next, v_next)
+            x, v = x_next, v_next
+            if recorder.full:
+                recorder.flush()
+                progress(step + 1)
+                now = time.monotonic()
+                if (
+                    recorder.n_in_segment >= rundir.SEGMENT_FRAMES
+                    or now - segment_began > rundir.SEGMENT_SECONDS
+                ):
+                    self._close_segment(recorder, segment, step + 1, x, v, alive, watch)
+                    segment, segment_began = segment + 1, now
+        self._close_segment(recorder, segment, n_steps, x, v, alive, watch)
+        self._account(started, tap, calls_before, n_steps - first_step)
+        progress(n_steps)
+
+    def _close_segment(
+        self,
+        recorder: Recorder,
+        segment: int,
+        step: int,
+        x: NDArray[np.float64],
+        v: NDArray[np.float64],
+        alive: NDArray[np.bool_],
+        watch: Watch,
+    ) -> None:
+        """Close what is open, then say from where to go on; in this order."""
+        recorder.close_segment()
+        partial = self.state_path.with_suffix(".partial.npz")
+        with rundir.storage_errors(self.state_path):
+            np.savez(
+                partial,
+                step=np.array(step),
+                segment=np.array(segment + 1),
+                positions=x,
+                velocities=v,
+                alive=alive,
+                first_energy=watch.first_energy,
+                steps_stretched=watch.steps_stretched,
+            )
+            os.replace(partial, self.state_path)
+        self.log.write("running")
+
+    def _account(self, started: float, tap: Tap | None, calls_before: int, n_steps: int) -> None:
+        old = self.log.batches.get(self.number, {})
+        n_calls = tap.n_calls - calls_before if tap is not None else None
+        seconds = time.monotonic() - started
+        self.log.batches[self.number] = {
+            "replicas": [self.replicas[0], self.replicas[-1]],
+            "wall_s": round(old.get("wall_s", 0.0) + seconds, 3),
+            "n_steps": old.get("n_steps", 0) + n_steps,
+            "n_evaluations": None if n_calls is None else (old.get("n_evaluations") or 0) + n_calls,
+        }
+
+    def _kept_state(self) -> dict[str, NDArray[Any]] | None:
+        if not self.state_path.exists():
+            return None
+        try:
+            with np.load(self.state_path, allow_pickle=False) as kept:
+                return {key: kept[key] for key in kept.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise RunDirectoryError(
+                f"{self.state_path} is damaged ({error}); remove the run's folder and repeat it"
+            ) from error
+
+    def _initial_half_velocities(
+        self,
+        context: openmm.Context,
+        tap: Tap | None,
+        x: NDArray[np.float64],
+        n_dof: int,
+    ) -> NDArray[np.float64]:
+        """Velocities half a step before the start, as a leapfrog wants them."""
+        self._warm_up(context, x)
+        if tap is None:
+            _, forces = self._ask(context)
+        else:
+            _, forces = tap.read()
+            tap.alive.fill_(True)
+        v = np.stack(
+            [
+                draw_velocities(
+                    x[i],
+                    self.system.masses,
+                    n_dof=n_dof,
+                    temperature_K=self.spec.temperature_K,
+                    periodic=self.system.periodic,
+                    seed=self.spec.seed,
+                    replica=replica,
+                )
+                for i, replica in enumerate(self.replicas)
+            ]
+        )
+        half_kick = (0.5 * self.dt_ps) * forces * self.inverse_mass
+        return v - np.where(np.isfinite(half_kick), half_kick, 0.0)
+
+    def _warm_up(self, context: openmm.Context, x: NDArray[np.float64]) -> None:
+        context.setPositions(x.reshape(-1, 3))
+        for _ in range(DISCARDED_CALLS):
+            context.getState(energy=True, forces=True)
+
+    def _ask(self, context: openmm.Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energy and forces the ordinary way, for a potential without a tap."""
+        state = context.getState(energy=True, forces=True)
+        energy = np.array([state.getPotentialEnergy()._value])
+        return energy, state.getForces(asNumpy=True)._value.reshape(self.shape)
+
+    def _set(self, context: openmm.Context, x: NDArray[np.float64], v: NDArray[np.float64]) -> None:
+        context.setPositions(x.reshape(-1, 3))
+        context.setVelocities(v.reshape(-1, 3))

@@ -1,0 +1,1 @@
+"""The student networks: torch only, in the ML convention (angstrom, eV)."""

@@ -1,0 +1,133 @@
+"""Shipped systems, each a folder with a structure, a card, reference labels."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omm_mlff.data import data_folder, shipped_names
+from omm_mlff.errors import StructureError, UnknownNameError
+from omm_mlff.schema import MolecularSystem, ReferenceLabels
+
+STRUCTURE = "structure.pdb"
+CARD = "system.toml"
+LABELS = "reference.npz"
+
+
+@dataclass(frozen=True)
+class ReferenceCard:
+    """What is recorded of a system's reference labels; the attributes are those of the file."""
+
+    method: str
+    sha256: str
+    n_frames: int
+    n_trajectories: int
+    temperatures_K: tuple[float, ...]
+    dynamics: str
+
+
+@dataclass(frozen=True)
+class SystemCard:
+    """What a shipped system says of itself.
+
+    Attributes
+    ----------
+    name : of the folder
+    bonds : atom indices, first < second, sorted
+    trained_on : whether the shipped students saw this molecule; its reference frames they never saw
+    reference : None while the folder has no labels
+    """
+
+    name: str
+    title: str
+    formula: str
+    charge: int
+    smiles: str
+    source: str
+    trained_on: bool
+    notes: str
+    bonds: tuple[tuple[int, int], ...]
+    reference: ReferenceCard | None
+
+    @property
+    def folder(self) -> Path:
+        return data_folder("systems") / self.name
+
+
+def read_card(name: str) -> SystemCard:
+    """The card of a shipped system.
+
+    Raises
+    ------
+    UnknownNameError : no such system is shipped
+    """
+    names = shipped_names("systems", CARD)
+    if name not in names:
+        raise UnknownNameError("system", name, names)
+    fields = tomllib.loads((data_folder("systems") / name / CARD).read_text(encoding="utf-8"))
+    fields["bonds"] = tuple((int(i), int(j)) for i, j in fields["bonds"])
+    labels = fields.pop("reference", None)
+    if labels is not None:
+        labels["temperatures_K"] = tuple(float(value) for value in labels["temperatures_K"])
+        labels = ReferenceCard(**labels)
+    return SystemCard(name=name, reference=labels, **fields)
+
+
+def load_shipped(name: str) -> MolecularSystem:
+    """A shipped system with its reference labels.
+
+    Raises
+    ------
+    UnknownNameError : no such system is shipped
+    StructureError : the labels are not those that the card was written for
+    """
+    from omm_mlff.systems.build import build_system
+    from omm_mlff.systems.files import read_pdb
+
+    card = read_card(name)
+    topology, positions, _ = read_pdb(card.folder / STRUCTURE)
+    bonds = np.array(card.bonds, dtype=np.int64).reshape(-1, 2)
+    reference = None
+    if card.reference is not None:
+        reference = _read_labels(card.folder / LABELS, card.reference, len(positions))
+    return build_system(
+        name=name,
+        source=str(card.folder),
+        topology=topology,
+        positions=positions,
+        bonds=bonds,
+        charge=card.charge,
+        reference=reference,
+    )
+
+
+def _read_labels(path: Path, card: ReferenceCard, n_atoms: int) -> ReferenceLabels:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StructureError(
+            f"reference labels {path} cannot be read ({error.strerror}); reinstall omm-mlff"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.sha256:
+        raise StructureError(
+            f"reference labels {path} are not those of its card: wanted sha256 "
+            f"{card.sha256[:12]}..., got {found[:12]}...; reinstall omm-mlff, or make them anew"
+        )
+    with np.load(path, allow_pickle=False) as stored:
+        arrays: dict[str, NDArray[np.float64]] = {
+            key: np.asarray(stored[key], dtype=np.float64)
+            for key in ("positions", "energies", "forces", "temperature_K")
+        }
+        trajectory = np.asarray(stored["trajectory"], dtype=np.int64)
+    if arrays["positions"].shape != (len(trajectory), n_atoms, 3):
+        raise StructureError(
+            f"reference labels {path}: wanted positions of ({len(trajectory)}, {n_atoms}, 3), "
+            f"got {arrays['positions'].shape}; make them anew"
+        )
+    return ReferenceLabels(trajectory=trajectory, method=card.method, **arrays)

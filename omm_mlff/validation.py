@@ -1,0 +1,154 @@
+"""The public `validate()`: campaign, then judge, then report; no logic of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omm_mlff import campaign as campaigns
+from omm_mlff.campaign import Progress
+from omm_mlff.checks.registry import all_declarations, default_criteria
+from omm_mlff.judge import (
+    POLICIES,
+    MeasurementFile,
+    check_scope,
+    exit_code,
+    judge_all,
+    undecided_runs,
+)
+from omm_mlff.policies import load_policy
+from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.registry import load_potential
+from omm_mlff.profiles import load_profile
+from omm_mlff.report import Judged, write_reports
+from omm_mlff.schema import MAX_LOOKS, Verdict
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation came to.
+
+    Attributes
+    ----------
+    judged : the verdicts, with their findings
+    measured : what they rest on
+    folder : with the run directories and reports
+    reports : the files that were written
+    """
+
+    judged: Judged
+    measured: MeasurementFile
+    folder: Path
+    reports: tuple[Path, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Under the policy that was asked for."""
+        return self.judged.verdict
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """Under every policy, by its name."""
+        return self.judged.verdicts
+
+    @property
+    def exit_code(self) -> int:
+        """Of `omm-mlff validate`."""
+        return exit_code(self.verdict.name)
+
+
+def validate(
+    model: str | Potential,
+    *,
+    systems: Sequence[str] = (),
+    profile: str | Path = "quick",
+    policy: str | Path = "strict",
+    platform: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Validation:
+    """Run a potential in OpenMM and judge whether it is safe to use.
+
+    Parameters
+    ----------
+    model : a model spec such as "tiny" or a checkpoint's folder, or a Potential
+    systems : in place of the profile's: shipped names, structure files, `water-box:N`
+    profile : a shipped name, or the path of a TOML file
+    policy : likewise; its verdict counts, and its undecided runs are the ones that are extended
+    platform : of OpenMM, or "auto"
+    out : a new folder; by default a fresh one under `runs/`
+    resume : go on with what `out` holds
+    seed : of velocities and of every random choice in the checks
+    progress : called with what is being done, how much of it is done, and how much there is
+
+    Returns
+    -------
+    the verdict with everything it rests on; reports are in its folder
+
+    Raises
+    ------
+    InputError : what was asked for cannot be done as asked
+    ValidationFailure : the validation itself failed; this says nothing about the model
+    """
+    potential = load_potential(model) if isinstance(model, str) else model
+    chosen = load_profile(profile)
+    if systems:
+        chosen = chosen.for_systems(systems)
+    policies = list(dict.fromkeys([str(policy), *POLICIES]))
+    for name in policies:  # before anything runs
+        check_scope(load_policy(name, all_declarations(), default_criteria()), chosen.scope)
+    folder = Path(out) if out is not None else _fresh_folder(potential.card.name, chosen.name)
+    campaign = campaigns.plan(
+        potential, chosen, seed=seed, platform=platform, folder=folder, resume=resume
+    )
+    measured = campaigns.execute(campaign, progress)
+    verdicts = judge_all(measured, policies)
+    for _ in range(MAX_LOOKS - 1):
+        longer = undecided_runs([next(iter(verdicts.values()))])
+        if not longer:
+            break
+        measured = campaigns.extend(campaign, measured, longer, progress)
+        verdicts = judge_all(measured, policies)
+    judged = Judged(
+        model=dataclasses.asdict(potential.card),
+        profile=chosen.name,
+        policy=next(iter(verdicts)),
+        verdicts=verdicts,
+        provenance={
+            **measured.provenance,
+            "command": _command(potential.spec, systems, profile, policy, platform, seed),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    )
+    return Validation(judged, measured, folder, tuple(write_reports(judged, folder)))
+
+
+def _fresh_folder(model: str, profile: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{model}-{profile}-{stamp}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"{model}-{profile}-{stamp}-{number}")
+    return folder
+
+
+def _command(
+    model: str,
+    systems: Sequence[str],
+    profile: str | Path,
+    policy: str | Path,
+    platform: str,
+    seed: int,
+) -> str:
+    words = ["omm-mlff validate", f"--model {model}"]
+    words += [f"--system {system}" for system in systems]
+    words += [f"--profile {profile}", f"--policy {policy}"]
+    words += [f"--platform {platform}"] if platform != "auto" else []
+    words += [f"--seed {seed}"] if seed else []
+    return " ".join(words)

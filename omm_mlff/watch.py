@@ -1,0 +1,242 @@
+"""Watches a running simulation for replicas that diverge.
+
+A replica is stopped when its energy or forces are not finite ("nan"), its total energy has left
+its start by more than `ENERGY_LIMIT_EV` an atom ("energy"), a bond has been `BOND_LIMIT_NM` off
+its length at rest for longer than `BOND_TIME_PS` ("bond"), or two atoms are closer than
+`OVERLAP_FRACTION` of the sum of their covalent radii ("overlap").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from omm_mlff.schema import Event, MolecularSystem
+from omm_mlff.units import ANGSTROM_PER_NM, EV_PER_KJMOL, NM_PER_ANGSTROM
+
+ENERGY_LIMIT_EV = 0.1
+BOND_LIMIT_NM = 0.05
+BOND_TIME_PS = 0.010
+OVERLAP_FRACTION = 0.6
+_ALL_PAIRS_ATOMS = 64
+_SEARCH_INTERVAL = 10
+
+
+def covalent_radii(species: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Covalent radius of each atom, shape (n_atoms,), nm.
+
+    References
+    ----------
+    Cordero et al., Dalton Trans. 2832 (2008), as tabulated by RDKit.
+    """
+    from rdkit.Chem import GetPeriodicTable
+
+    table = GetPeriodicTable()
+    return np.array([table.GetRcovalent(int(z)) for z in species]) * NM_PER_ANGSTROM
+
+
+class Watch:
+    """Looks at every step of every replica.
+
+    Parameters
+    ----------
+    system : one copy
+    rest_positions : shape (n_atoms, 3), nm; bond lengths at rest are taken here
+    n_replicas : how many copies are watched
+    timestep_ps : between looks
+    """
+
+    def __init__(
+        self,
+        system: MolecularSystem,
+        rest_positions: NDArray[np.float64],
+        n_replicas: int,
+        timestep_ps: float,
+    ) -> None:
+        self.system = system
+        self.timestep_ps = timestep_ps
+        self.symbols = [atom.element.symbol for atom in system.topology.atoms()]
+        self.bonds = system.bonds
+        self.rest_lengths = self._lengths(rest_positions[None], self.bonds)[0]
+        radii = covalent_radii(system.species)
+        self.first_energy = np.full(n_replicas, np.nan)
+        self.steps_stretched = np.zeros((n_replicas, len(self.bonds)), dtype=int)
+        self.radii = radii
+        if system.n_atoms <= _ALL_PAIRS_ATOMS:
+            i, j = np.triu_indices(system.n_atoms, k=1)
+            self.pairs = np.stack([i, j], axis=1)
+            self.overlap = OVERLAP_FRACTION * (radii[i] + radii[j])
+
+    def look(
+        self,
+        step: int,
+        positions: NDArray[np.float64],
+        potential_energy: NDArray[np.float64],
+        kinetic_energy: NDArray[np.float64],
+        finite: NDArray[np.bool_],
+        alive: NDArray[np.bool_],
+    ) -> dict[int, Event]:
+        """The replicas to stop at this step, with the reason.
+
+        Parameters
+        ----------
+        step : steps completed
+        positions : shape (n_replicas, n_atoms, 3), nm
+        potential_energy, kinetic_energy : shape (n_replicas,), kJ/mol
+        finite : shape (n_replicas,), whether energy, forces and positions are
+        alive : shape (n_replicas,), those still watched
+        """
+        total = potential_energy + kinetic_energy
+        unset = np.isnan(self.first_energy)
+        self.first_energy[unset] = total[unset]
+        stretch = self._lengths(positions, self.bonds) - self.rest_lengths
+        self.steps_stretched = np.where(
+            np.abs(stretch) > BOND_LIMIT_NM, self.steps_stretched + 1, 0
+        )
+        off_eV = (total - self.first_energy) * EV_PER_KJMOL / self.system.n_atoms
+        broken = np.asarray((self.steps_stretched * self.timestep_ps > BOND_TIME_PS).any(1))
+        overlaps = self._overlaps(step, positions, alive & finite)
+        suspects = alive & (
+            ~finite
+            | broken
+            | (np.abs(off_eV) > ENERGY_LIMIT_EV)
+            | np.isin(np.arange(len(alive)), list(overlaps))
+        )
+        return {
+            int(r): self._event(int(r), step, finite, stretch, broken, off_eV, overlaps)
+            for r in np.flatnonzero(suspects)
+        }
+
+    def restore(
+        self, first_energy: NDArray[np.float64], steps_stretched: NDArray[np.int64]
+    ) -> None:
+        """Go on from what an earlier watch had in the attributes of these names."""
+        self.first_energy = first_energy
+        self.steps_stretched = steps_stretched
+
+    def _event(
+        self,
+        r: int,
+        step: int,
+        finite: NDArray[np.bool_],
+        stretch: NDArray[np.float64],
+        broken: NDArray[np.bool_],
+        off_eV: NDArray[np.float64],
+        overlaps: dict[int, tuple[int, int, float]],
+    ) -> Event:
+        time_ps = step * self.timestep_ps
+        worst = int(np.argmax(np.abs(stretch[r]))) if stretch.shape[1] else -1
+        bond = tuple(int(a) for a in self.bonds[worst]) if worst >= 0 else ()
+        if not finite[r]:
+            detail = "energy or forces are not finite"
+            if bond and np.isfinite(stretch[r, worst]):
+                detail += f"; {self._bond_text(bond, stretch[r, worst], worst)} just then"
+            return Event("nan", step, time_ps, bond, float("nan"), "kJ/mol", detail)
+        if r in overlaps:
+            i, j, d = overlaps[r]
+            limit = OVERLAP_FRACTION * (self.radii[i] + self.radii[j])
+            detail = (
+                f"atoms {self._name(i)} and {self._name(j)} are {d * ANGSTROM_PER_NM:.2f} angstrom "
+                f"apart (less than {limit * ANGSTROM_PER_NM:.2f})"
+            )
+            return Event("overlap", step, time_ps, (i, j), d, "nm", detail)
+        if broken[r]:
+            length = float(self.rest_lengths[worst] + stretch[r, worst])
+            detail = self._bond_text(bond, stretch[r, worst], worst)
+            return Event("bond", step, time_ps, bond, length, "nm", detail)
+        detail = f"total energy is off by {off_eV[r]:+.3f} eV/atom from its start"
+        if bond:
+            detail += f"; most strained: {self._bond_text(bond, stretch[r, worst], worst)}"
+        return Event("energy", step, time_ps, bond, float(off_eV[r]), "eV/atom", detail)
+
+    def _bond_text(self, bond: tuple[int, ...], stretch: float, index: int) -> str:
+        rest = self.rest_lengths[index] * ANGSTROM_PER_NM
+        return (
+            f"bond {self._name(bond[0])}-{self._name(bond[1])} is "
+            f"{rest + stretch * ANGSTROM_PER_NM:.2f} angstrom long ({rest:.2f} at rest)"
+        )
+
+    def _name(self, atom: int) -> str:
+        return f"{self.symbols[atom]}{atom}"
+
+    def _lengths(
+        self, positions: NDArray[np.float64], pairs: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        return pair_lengths(positions, pairs, self.system.box_vectors)
+
+    def _overlaps(
+        self, step: int, positions: NDArray[np.float64], looked_at: NDArray[np.bool_]
+    ) -> dict[int, tuple[int, int, float]]:
+        """First pair of atoms on top of each other, by replica."""
+        found: dict[int, tuple[int, int, float]] = {}
+        if self.system.n_atoms <= _ALL_PAIRS_ATOMS and not self.system.periodic:
+            distances = self._lengths(positions, self.pairs)
+            close = (distances < self.overlap) & looked_at[:, None]
+            for r in np.flatnonzero(close.any(1)):
+                p = int(np.argmin(distances[r] / self.overlap))
+                i, j = self.pairs[p].tolist()
+                found[int(r)] = (i, j, float(distances[r, p]))
+            return found
+        if step % _SEARCH_INTERVAL:
+            return {}
+        for r in np.flatnonzero(looked_at):
+            pair = self._closest_pair(positions[r])
+            if pair is not None:
+                found[int(r)] = pair
+        return found
+
+    def _closest_pair(self, positions: NDArray[np.float64]) -> tuple[int, int, float] | None:
+        reach = 2.0 * OVERLAP_FRACTION * float(self.radii.max())
+        box = self.system.box_vectors
+        lengths, wrapped = None, positions
+        if box is not None and np.allclose(box, np.diag(np.diag(box))):
+            lengths = np.diag(box)
+            wrapped = (
+                np.mod(positions, lengths) % lengths
+            )  # twice: -1e-17 becomes the length itself
+        tree = cKDTree(wrapped, boxsize=lengths)
+        pairs = tree.query_pairs(reach, output_type="ndarray")
+        if not len(pairs):
+            return None
+        distances = self._lengths(positions[None], pairs)[0]
+        ratio = distances / (OVERLAP_FRACTION * self.radii[pairs].sum(1))
+        p = int(np.argmin(ratio))
+        if ratio[p] >= 1.0:
+            return None
+        return int(pairs[p, 0]), int(pairs[p, 1]), float(distances[p])
+
+
+def pair_lengths(
+    positions: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    box_vectors: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Distances of pairs, to the nearest image in a box.
+
+    Parameters
+    ----------
+    positions : shape (..., n_atoms, 3), nm
+    pairs : shape (n_pairs, 2)
+
+    Returns
+    -------
+    shape (..., n_pairs), nm
+    """
+    r = positions[..., pairs[:, 1], :] - positions[..., pairs[:, 0], :]
+    if box_vectors is not None:
+        r = minimum_image(r, box_vectors)
+    lengths: NDArray[np.float64] = np.sqrt((r * r).sum(-1))
+    return lengths
+
+
+def bond_lengths(system: MolecularSystem, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Length of every bond, shape (..., n_bonds), nm."""
+    return pair_lengths(positions, system.bonds, system.box_vectors)
+
+
+def minimum_image(r: NDArray[np.float64], box_vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Displacements brought to their nearest image, for boxes in OpenMM's reduced form."""
+    for axis in (2, 1, 0):
+        r = r - np.round(r[..., axis : axis + 1] / box_vectors[axis, axis]) * box_vectors[axis]
+    return r

@@ -1,0 +1,111 @@
+"""One contract for every model source that is registered, and for the tests' own potentials."""
+
+from __future__ import annotations
+
+import numpy as np
+import openmm
+import pytest
+from springs import NativeSpringPotential, SpringPotential, molecule
+
+from omm_mlff.errors import UnknownNameError, UnsupportedSystemError
+from omm_mlff.evaluate import Evaluator
+from omm_mlff.forces import Tap
+from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.potentials.registry import load_potential, model_names, sources
+from omm_mlff.systems import load_system
+
+POTENTIALS = [*model_names(), "springs", "native-springs"]
+
+
+@pytest.fixture(scope="module", params=POTENTIALS)
+def potential(request) -> Potential:
+    own = {"springs": SpringPotential, "native-springs": NativeSpringPotential}
+    return own[request.param]() if request.param in own else load_potential(request.param)
+
+
+@pytest.fixture(scope="module")
+def methane():
+    return load_system("methane")
+
+
+def frames(system, n=4, spread=0.004, seed=0):
+    rng = np.random.default_rng(seed)
+    return system.positions + rng.normal(scale=spread, size=(n, system.n_atoms, 3))
+
+
+def test_it_is_a_potential_with_a_card(potential):
+    assert isinstance(potential, Potential)
+    card = potential.card
+    assert card.name
+    assert card.dtype in ("float32", "float64")
+    assert card.cutoff_nm is None or 0.1 < card.cutoff_nm < 5.0
+
+
+def test_forces_are_minus_the_gradient_through_the_context(potential, methane):
+    rng = np.random.default_rng(1)
+    directions = rng.normal(size=(6, methane.n_atoms, 3))
+    step = 1e-3 if potential.card.dtype == "float32" else 1e-5
+    with Evaluator(potential, methane, "Reference") as evaluator:
+        start = frames(methane, 6)
+        _, forces = evaluator.evaluate(start)
+        stencil = np.zeros(6)
+        for k, c in ((-2, 1.0), (-1, -8.0), (1, 8.0), (2, -1.0)):
+            stencil += c * evaluator.evaluate(start + k * step * directions)[0]
+    slope = stencil / (12 * step)
+    projected = (forces * directions).sum((1, 2))
+    error = np.sqrt(np.mean((slope + projected) ** 2) / np.mean(projected**2))
+    # Float32 energies are rounded; a wrong force is off by far more than this.
+    assert error < (2e-3 if potential.card.dtype == "float32" else 1e-7)
+
+
+def test_openmm_and_direct_evaluation_agree(potential, methane):
+    start = frames(methane)
+    direct = potential.energies_and_forces(start, methane)
+    if direct is None:
+        pytest.skip("this potential exists in OpenMM only")
+    with Evaluator(potential, methane, "Reference") as evaluator:
+        energies, forces = evaluator.evaluate(start)
+    np.testing.assert_allclose(energies, direct[0], rtol=0, atol=0.01)
+    np.testing.assert_allclose(forces, direct[1], rtol=0, atol=1e-4 * np.abs(forces).max())
+
+
+def test_replicas_in_one_system_are_independent(potential, methane):
+    n_replicas = min(3, potential.max_replicas(methane))
+    start = frames(methane, n_replicas)
+    tap = Tap(n_replicas, methane.n_atoms) if potential.has_tap(methane) else None
+    context = openmm.Context(
+        build_system(potential, methane, n_replicas=n_replicas, tap=tap),
+        openmm.VerletIntegrator(0.0005),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPositions(start.reshape(-1, 3))
+    together = context.getState(energy=True, forces=True)
+    with Evaluator(potential, methane, "Reference") as evaluator:
+        energies, forces = evaluator.evaluate(start)
+    total = together.getPotentialEnergy()._value
+    assert total == pytest.approx(energies.sum(), rel=1e-8)
+    got = together.getForces(asNumpy=True)._value.reshape(forces.shape)
+    np.testing.assert_allclose(got, forces, atol=1e-4 * np.abs(forces).max())
+
+
+def test_a_nearby_molecule_is_refused_or_served_but_never_wrong(potential):
+    helium = molecule([2, 2], [[0, 0, 0], [0.3, 0, 0]], [])
+    reason = potential.unsupported(helium)
+    if reason is None:
+        build_system(potential, helium)
+    else:
+        assert "He" in reason
+        with pytest.raises(UnsupportedSystemError, match="cannot serve"):
+            build_system(potential, helium)
+
+
+def test_every_source_has_the_three_functions():
+    for source in sources():
+        assert callable(source.matches)
+        assert callable(source.load)
+        assert isinstance(source.names(), list)
+
+
+def test_an_unknown_model_is_met_with_the_nearest_names():
+    with pytest.raises(UnknownNameError, match=r"unknown model 'orignal'; did you mean original"):
+        load_potential("orignal")

@@ -1,0 +1,91 @@
+"""Students as potentials, and added to a System by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app
+from springs import molecule
+
+from omm_mlff.errors import UnsupportedSystemError
+from omm_mlff.evaluate import Evaluator
+from omm_mlff.potentials.student import StudentPotential, add_student
+from omm_mlff.systems import load_system
+
+
+def test_the_card_says_what_the_checkpoint_says():
+    card = StudentPotential("tiny").card
+    assert card.name == "tiny"
+    assert card.species == (1, 6, 7, 8)
+    assert card.cutoff_nm == pytest.approx(0.5)
+    assert card.n_parameters == 76_993
+    assert len(card.sha256) == 64
+
+
+def test_a_charged_molecule_is_refused():
+    ion = dataclasses.replace(load_system("water"), charge=1)
+    assert "charge +1" in StudentPotential("tiny").unsupported(ion)
+
+
+def test_a_species_that_was_never_seen_is_named():
+    sulphide = molecule([16, 1, 1], [[0, 0, 0], [0.13, 0, 0], [0, 0.13, 0]], [[0, 1], [0, 2]])
+    reason = StudentPotential("tiny").unsupported(sulphide)
+    assert reason == "it was never trained on S (knows H, C, N, O)"
+
+
+def test_a_single_atom_is_refused():
+    assert "single atom" in StudentPotential("tiny").unsupported(molecule([1], [[0, 0, 0]], []))
+
+
+def test_a_student_added_by_hand_gives_the_same_forces():
+    system = load_system("ethanol")
+    by_hand = openmm.System()
+    for mass in system.masses:
+        by_hand.addParticle(float(mass))
+    force = add_student(by_hand, system.topology, "tiny")
+    assert by_hand.getNumForces() == 1
+    assert force.usesPeriodicBoundaryConditions() is False
+    context = openmm.Context(
+        by_hand, openmm.VerletIntegrator(0.0005), openmm.Platform.getPlatformByName("Reference")
+    )
+    context.setPositions(system.positions)
+    for _ in range(3):
+        state = context.getState(energy=True, forces=True)
+    with Evaluator(StudentPotential("tiny"), system, "Reference") as evaluator:
+        energies, forces = evaluator.evaluate(system.positions[None])
+    assert state.getPotentialEnergy()._value == pytest.approx(energies[0], abs=1e-3)
+    np.testing.assert_allclose(
+        state.getForces(asNumpy=True)._value, forces[0], atol=1e-4 * np.abs(forces).max()
+    )
+
+
+def test_a_student_refuses_a_system_that_does_not_fit_its_topology():
+    system = load_system("water")
+    with pytest.raises(UnsupportedSystemError, match="0 particles, the topology 3 atoms"):
+        add_student(openmm.System(), system.topology, "tiny")
+
+
+def test_a_student_refuses_an_element_by_hand_too():
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    openmm_system = openmm.System()
+    for _ in range(2):
+        topology.addAtom("CL", app.element.chlorine, residue)
+        openmm_system.addParticle(35.0)
+    with pytest.raises(UnsupportedSystemError, match="never trained on Cl"):
+        add_student(openmm_system, topology, "tiny")
+
+
+def test_a_water_box_is_served_with_a_neighbour_list():
+    """A box against its own periodic image, moved by a lattice vector: nothing changes."""
+    box = load_system("water-box:32")
+    with Evaluator(StudentPotential("ultra-tiny"), box, "Reference") as evaluator:
+        energies, forces = evaluator.evaluate(
+            np.stack([box.positions, box.positions + box.box_vectors[1]])
+        )
+    assert energies[0] == pytest.approx(energies[1], rel=1e-7)
+    np.testing.assert_allclose(forces[0], forces[1], atol=1e-3 * np.abs(forces[0]).max())
+    assert np.abs(forces[0].sum(0)).max() < 1e-3 * np.abs(forces[0]).max()

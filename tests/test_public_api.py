@@ -1,0 +1,79 @@
+"""The public names, pinned."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import omm_mlff
+
+PINNED = [
+    "Criterion",
+    "Evaluator",
+    "Measurement",
+    "MolecularSystem",
+    "PotentialCard",
+    "RunRecord",
+    "RunSpec",
+    "TrajectoryReporter",
+    "Verdict",
+    "__version__",
+    "add_student",
+    "load_potential",
+    "load_student",
+    "load_system",
+    "validate",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert omm_mlff.__all__ == PINNED
+    assert sorted(PINNED) == PINNED
+    assert len(PINNED) < 20
+
+
+def test_every_public_name_is_listed_and_has_a_home() -> None:
+    assert sorted([*omm_mlff._HOME, "__version__"]) == omm_mlff.__all__
+    assert set(omm_mlff.__all__) <= set(dir(omm_mlff))
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    modules = {info.name for info in pkgutil.iter_modules(omm_mlff.__path__)}
+    assert not modules & set(omm_mlff.__all__)
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_a_public_name_can_be_used_and_is_documented(name: str) -> None:
+    value = getattr(omm_mlff, name)
+    if name != "__version__":
+        assert value is getattr(importlib.import_module(f"omm_mlff.{omm_mlff._HOME[name]}"), name)
+        assert inspect.getdoc(value)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Verdikt'"):
+        _ = omm_mlff.Verdikt
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import omm_mlff\n"
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "sys.exit(repr(loaded & {'numpy', 'torch', 'openmm', 'mdtraj', 'rdkit', 'click'}) "
+        "if loaded & {'numpy', 'torch', 'openmm', 'mdtraj', 'rdkit', 'click'} else 0)"
+    )
+    root = Path(omm_mlff.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

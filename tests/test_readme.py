@@ -1,0 +1,50 @@
+"""Every example in the README runs, as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_there_are_three_examples():
+    assert len(EXAMPLES) == 3
+
+
+def run(example: str) -> None:
+    exec(compile(example, str(README), "exec"), {"__name__": "__main__"})
+
+
+def test_a_student_added_by_hand_leaves_a_trajectory(tmp_path, monkeypatch):
+    import mdtraj
+
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES[0])
+    trajectory = mdtraj.load("ethanol.h5")
+    assert trajectory.n_frames == 20
+    # Whole after 100 fs: no bond longer than 1.3 times its first length.
+    bonds = [(a.index, b.index) for a, b in trajectory.topology.bonds]
+    lengths = mdtraj.compute_distances(trajectory, bonds)
+    assert (lengths / lengths[0]).max() < 1.3
+
+
+def test_a_validation_from_python_prints_its_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES[1])
+    out = capsys.readouterr().out
+    assert re.match(r"(APPROVED|NOT RECOMMENDED|REJECTED|UNDECIDED) [013]\n", out)
+    assert "meV/atom/ps" in out
+    assert (tmp_path / "water-validation" / "verdict.json").is_file()
+
+
+def test_the_student_is_closer_to_its_teacher_than_amber(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES[2])
+    errors = dict(re.findall(r"(\w+): ([0-9.]+) eV/angstrom", capsys.readouterr().out))
+    assert set(errors) == {"tiny", "amber14"}
+    assert float(errors["tiny"]) < float(errors["amber14"]) < 3.0
+    assert float(errors["tiny"]) == pytest.approx(0.1, abs=0.1)

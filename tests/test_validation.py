@@ -1,0 +1,202 @@
+"""The whole pipeline, on potentials whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from springs import NativeSpringPotential, SpringPotential
+
+from omm_mlff import validate
+from omm_mlff.errors import InputError, OutputExistsError, PlatformError, UnsupportedSystemError
+from omm_mlff.judge import MeasurementFile
+
+PROFILE = """
+title = "a short look at water"
+static_systems = ["water"]
+
+[[run]]
+system = "water"
+length_ps = 0.2
+n_replicas = 4
+temperature_K = 300
+"""
+
+
+@pytest.fixture
+def profile(tmp_path):
+    path = tmp_path / "short.toml"
+    path.write_text(PROFILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validation")
+    (folder / "short.toml").write_text(PROFILE)
+    return validate(SpringPotential(), profile=folder / "short.toml", out=folder / "out")
+
+
+def statuses(result, policy="strict"):
+    return {(finding.criterion, finding.status) for finding in result.verdicts[policy].findings}
+
+
+def test_springs_conserve_energy_and_are_no_water(finished):
+    """Sound mechanics, wrong chemistry: the verdict must tell these apart."""
+    found = statuses(finished)
+    for sound in ("nve.drift-reject", "gradient.error-limit-float64", "nve.momentum-reject"):
+        assert (sound, "pass") in found, sound
+    assert finished.verdict.name == "REJECTED"
+    assert any("force_rmse" in name and status == "fail" for name, status in found)
+    assert finished.exit_code == 1
+
+
+def test_every_criterion_has_a_finding(finished):
+    """M6 asks for more than this profile runs; that must show as not measured, never as passed."""
+    strict, m6 = (finished.verdicts[name].findings for name in ("strict", "m6"))
+    assert [f.criterion for f in strict if f.status == "not-measured"] == []
+    unmeasured = {f.criterion for f in m6 if f.status == "not-measured"}
+    assert unmeasured == {"runs-complete", "complete-10ps", "temperature-series"}
+
+
+def test_the_folder_holds_verdict_runs_and_reports(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {"verdict.json", "measurements.json", "campaign.json", "runs"} <= names
+    assert {"report.md", "junit.xml", "findings.csv"} <= names
+    verdict = json.loads((finished.folder / "verdict.json").read_text())
+    assert verdict["verdict"] == finished.verdict.name
+    assert set(verdict["policies"]) == {"strict", "m6"}
+    assert verdict["provenance"]["platform"] in ("Reference", "CPU", "CUDA", "OpenCL")
+
+
+def test_a_finished_validation_can_be_judged_again_from_its_file(finished):
+    from omm_mlff.judge import judge_all
+
+    measured = MeasurementFile.read(finished.folder / "measurements.json")
+    assert {k: v.name for k, v in judge_all(measured).items()} == {
+        k: v.name for k, v in finished.verdicts.items()
+    }
+
+
+def test_undecided_runs_are_extended_up_to_four_times(profile, tmp_path):
+    """A bound on the true value itself: no run is long enough, and the report says so."""
+    policy = tmp_path / "hair.toml"
+    policy.write_text(
+        """
+title = "split a hair"
+include_defaults = false
+
+[[criterion]]
+name = "not-too-hot"
+measurement = "nve.temperature_error"
+low = -50.0
+high = 0.0
+unit = "%"
+severity = "limit"
+source = "this test: the mean temperature of springs is the target"
+"""
+    )
+    result = validate(SpringPotential(), profile=profile, policy=policy, out=tmp_path / "out")
+    (finding,) = result.verdict.findings
+    assert finding.status == "undecided"
+    assert finding.ci_low < 0.0 < finding.ci_high
+    assert finding.more_ps is None or finding.more_ps > 0.0
+    assert (result.verdict.name, result.exit_code) == ("UNDECIDED", 3)
+    (run,) = result.measured.provenance["runs"].values()
+    assert run["simulated_ps"] == pytest.approx(4 * 4 * 0.2)
+
+
+def test_a_rejected_model_is_not_looked_at_again(finished):
+    (run,) = finished.measured.provenance["runs"].values()
+    assert run["simulated_ps"] == pytest.approx(4 * 0.2)
+
+
+def test_forces_off_by_half_a_percent_are_rejected_for_their_gradient(profile, tmp_path):
+    result = validate(SpringPotential(force_scale=1.005), profile=profile, out=tmp_path / "out")
+    failed = {f.criterion for f in result.verdict.findings if f.status == "fail"}
+    assert any(name.startswith("gradient.error") for name in failed)
+    assert result.verdict.name == "REJECTED"
+
+
+def test_a_potential_that_breaks_is_rejected_with_its_atoms(profile, tmp_path):
+    result = validate(
+        SpringPotential(breaks_at=0.154, breaks_copy=1), profile=profile, out=tmp_path / "out"
+    )
+    crashes = [
+        f
+        for f in result.verdicts["m6"].findings
+        if f.measurement == "stability.crashes" and f.status == "fail"
+    ]
+    assert crashes
+    assert crashes[0].where.replica == 1
+    assert "not finite" in crashes[0].cause
+    assert result.verdicts["m6"].name == "REJECTED"
+    assert result.exit_code == 1
+
+
+def test_an_untapped_potential_reaches_a_verdict_too(profile, tmp_path):
+    result = validate(NativeSpringPotential(), profile=profile, out=tmp_path / "out")
+    assert result.verdict.name == "REJECTED"
+    parity = [f for f in result.verdict.findings if f.measurement == "parity.energy"]
+    assert {f.status for f in parity} == {"not-applicable"}
+
+
+def test_resuming_after_ctrl_c_gives_the_same_measurements(finished, tmp_path):
+    pressed = []
+
+    def press_once(label, done, total):
+        if not pressed and total > 100:
+            pressed.append(label)
+            signal.raise_signal(signal.SIGINT)
+
+    profile = tmp_path / "short.toml"
+    profile.write_text(PROFILE.replace("0.2", "0.4"))
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        validate(SpringPotential(), profile=profile, out=out, progress=press_once)
+    resumed = validate(SpringPotential(), profile=profile, out=out, resume=True)
+    whole = validate(SpringPotential(), profile=profile, out=tmp_path / "whole")
+    assert dynamic(resumed) == dynamic(whole)
+
+
+def dynamic(result):
+    return {
+        (m.name, m.where.run): m.value
+        for m in result.measured.measurements
+        if m.name.startswith(("nve.", "stability."))
+    }
+
+
+def test_an_existing_validation_is_refused(finished, tmp_path):
+    profile = finished.folder.parent / "short.toml"
+    with pytest.raises(OutputExistsError, match="--resume"):
+        validate(SpringPotential(), profile=profile, out=finished.folder)
+    with pytest.raises(OutputExistsError, match="different: seed"):
+        validate(SpringPotential(), profile=profile, out=finished.folder, resume=True, seed=1)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputExistsError, match="not empty"):
+        validate(SpringPotential(), profile=profile, out=tmp_path)
+
+
+def test_bad_input_is_noticed_before_anything_runs(profile, tmp_path):
+    class Picky(SpringPotential):
+        def unsupported(self, system):
+            return "it does not like water"
+
+    with pytest.raises(UnsupportedSystemError, match="cannot serve water: it does not like water"):
+        validate(Picky(), profile=profile, out=tmp_path / "a")
+    with pytest.raises(PlatformError, match="not available"):
+        validate(SpringPotential(), profile=profile, platform="Metal", out=tmp_path / "b")
+    with pytest.raises(InputError):
+        validate("no-such-model", profile=profile, out=tmp_path / "c")
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_users_own_file_has_no_labels_and_the_report_says_so(tmp_path, profile):
+    xyz = tmp_path / "mine.xyz"
+    xyz.write_text("3\nwater\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n")
+    result = validate(SpringPotential(), systems=[str(xyz)], profile=profile, out=tmp_path / "out")
+    accuracy = [f for f in result.verdict.findings if f.measurement == "accuracy.force_rmse"]
+    assert {f.status for f in accuracy} == {"not-applicable"}
+    assert "reference labels" in accuracy[0].cause
