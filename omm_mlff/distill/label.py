@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from omm_mlff.distill.frames import Frames, LabelledFrames, load_frames, save_la
 from omm_mlff.distill.molecules import SINGLE, Molecule, build_molecule
 from omm_mlff.distill.sample import needs_xtb
 from omm_mlff.distill.teacher import TEACHER_SPECIES, Teacher
+from omm_mlff.distill.workers import spread
 from omm_mlff.distill.xtb import xtb_labels
 from omm_mlff.units import EV_PER_HARTREE, EV_PER_KJMOL
 
@@ -191,7 +190,7 @@ def label_folder(
         if not (labels_folder / path.name).exists()
     ]
     done = len(files) - len(tasks)
-    for name in _run(tasks, jobs):
+    for name in spread(_label_one, tasks, jobs):
         done += 1
         if progress is not None:
             progress(name, done, len(files))
@@ -204,17 +203,6 @@ def load_references(labels_folder: Path, kind: str = "free_atoms_eV") -> dict[in
 
 
 _Task = tuple[Path, Path, dict[int, float]]
-
-
-def _run(tasks: list[_Task], jobs: int) -> Iterator[str]:
-    if jobs == 1:
-        for task in tasks:
-            yield _label_one(task)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_label_one, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
 
 
 def _label_one(task: _Task) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from omm_mlff.distill.dynamics import (
     langevin,
     minimise,
 )
-from omm_mlff.distill.frames import Frames, concatenate, load_frames, save_frames
+from omm_mlff.distill.frames import Frames, concatenate, save_frames
 from omm_mlff.distill.molecules import (
     CLUSTERS,
     build_molecule,
@@ -26,6 +24,7 @@ from omm_mlff.distill.molecules import (
     random_rotation,
 )
 from omm_mlff.distill.teacher import Teacher
+from omm_mlff.distill.workers import spread
 from omm_mlff.distill.xtb import xtb_labels
 
 Float = NDArray[np.float64]
@@ -371,29 +370,13 @@ def sample_molecules(
         if not (folder / f"{name}.npz").exists()
     ]
     done = len(wanted) - len(tasks)
-    for name in _run(tasks, jobs):
+    for name in spread(_sample_one, tasks, jobs):
         done += 1
         if progress is not None:
             progress(name, done, len(wanted))
 
 
-def load_all_frames(folder: Path) -> list[Frames]:
-    """The frames of every molecule in a folder, sorted by name."""
-    return [load_frames(path) for path in sorted(folder.glob("*.npz"))]
-
-
 _Task = tuple[str, Path, int, float, Path | None]
-
-
-def _run(tasks: list[_Task], jobs: int) -> Iterator[str]:
-    if jobs == 1:
-        for task in tasks:
-            yield _sample_one(task)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_sample_one, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
 
 
 def _sample_one(task: _Task) -> str:
