@@ -5,6 +5,7 @@ Layout of a campaign's folder:
     campaign.json          what was asked for; a resumed campaign must ask for the same
     runs/<run>/            one run directory for each planned run
     measurements.json      what the checks found
+    failures/<run>/        what happened in a run that failed, with scripts that replay it
 
 A run keeps its folder when it is extended.
 """
@@ -13,29 +14,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from omm_mlff import rundir
-from omm_mlff.checks.base import Check, Evidence
+from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.judge import MeasurementFile, Planned
+from omm_mlff.failures import explain as failures
+from omm_mlff.measurement_file import MeasurementFile, Planned
 from omm_mlff.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.profiles import PlannedRun, Profile
 from omm_mlff.provenance import package_versions
 from omm_mlff.rundir import RunRecord
-from omm_mlff.schema import Measurement, MolecularSystem, RunSpec, Where
+from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
 from omm_mlff.simulate import simulate
 from omm_mlff.systems import load_system
 from omm_mlff.threads import threads_for
 
 REQUEST_FILE = "campaign.json"
 MEASUREMENTS_FILE = "measurements.json"
+FAILURES = "failures"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -67,6 +72,8 @@ class Campaign:
         """A planned run as `simulate` takes it, `factor` times as long as planned."""
         # Runs that differ in anything but their system draw different velocities.
         words = f"{run.temperature_K}/{run.timestep_fs}/{run.length_ps}/{run.n_replicas}"
+        if run.purpose != "production":
+            words += f"/{run.purpose}"
         digest = hashlib.sha256(f"{self.seed}/{words}".encode()).digest()
         spec = run.spec(
             self.potential.spec, int.from_bytes(digest[:4], "big"), platform=self.platform
@@ -75,9 +82,20 @@ class Campaign:
 
 
 def plan(
-    potential: Potential, profile: Profile, *, seed: int, platform: str, folder: Path, resume: bool
+    potential: Potential,
+    profile: Profile,
+    *,
+    given: Mapping[str, MolecularSystem] | None = None,
+    seed: int,
+    platform: str,
+    folder: Path,
+    resume: bool,
 ) -> Campaign:
     """Check that everything asked for can be done, then write down what it is.
+
+    Parameters
+    ----------
+    given : systems that are already loaded, by the name that the profile has for them
 
     Raises
     ------
@@ -87,7 +105,8 @@ def plan(
     OutputExistsError : the folder holds another run, or this one and `resume` is false
     """
     specs = dict.fromkeys((*profile.static_systems, *(run.system for run in profile.runs)))
-    systems = {spec: load_system(spec) for spec in specs}
+    loaded = dict(given or {})
+    systems = {spec: loaded.get(spec) or load_system(spec) for spec in specs}
     names = [system.name for system in systems.values()]
     if len(set(names)) < len(names):
         raise InputError(f"two systems have one name ({', '.join(names)}); rename a file")
@@ -103,7 +122,7 @@ def plan(
         "model": potential.spec,
         "sha256": potential.card.sha256,
         "profile": profile.name,
-        "systems": list(systems),
+        "systems": {spec: _digest(system) for spec, system in systems.items()},
         "runs": [dataclasses.asdict(run) for run in profile.runs],
         "seed": seed,
         "platform": platform,
@@ -134,16 +153,24 @@ def extend(
 ) -> MeasurementFile:
     """Double the runs that are named, and measure anew what depends on them.
 
+    The rungs of a ladder, and runs at several temperatures under a thermostat, are read together:
+    where one of them is named all are doubled.
+
     Parameters
     ----------
     run_names : as measurements name them
     """
     say = progress or _silent
     wanted = set(run_names)
+    records = {run: RunRecord.open(campaign.run_folder(run)) for run in campaign.runs}
+    ladders = {
+        (run.system, run.purpose)
+        for run, record in records.items()
+        if record.spec.name in wanted and run.purpose != "production"
+    }
     touched = {}
-    for run in campaign.runs:
-        record = RunRecord.open(campaign.run_folder(run))
-        if record.spec.name in wanted:
+    for run, record in records.items():
+        if record.spec.name in wanted or (run.system, run.purpose) in ladders:
             factor = round(record.spec.length_ps / run.length_ps) * 2
             _simulate(campaign, run, say, factor)
             touched[run.system] = campaign.systems[run.system].name
@@ -157,6 +184,44 @@ def extend(
     for spec in touched:
         kept += _measure(campaign, spec, checks, say)
     return _written(campaign, kept)
+
+
+def explain(
+    campaign: Campaign, run_names: Iterable[str], progress: Progress | None = None
+) -> tuple[ExplainedFailure, ...]:
+    """Say what happened in the runs that are named, and write it to `failures/` in the folder.
+
+    Parameters
+    ----------
+    run_names : as measurements name them
+    """
+    say = progress or _silent
+    wanted = set(run_names)
+    explained = []
+    for run in campaign.runs:
+        record = RunRecord.open(campaign.run_folder(run))
+        if record.spec.name not in wanted:
+            continue
+        system = campaign.systems[run.system]
+        say(f"{system.name}: what happened", 0, 1)
+        place = campaign.folder / FAILURES / campaign.run_folder(run).name
+        with threads_for(system.n_atoms):
+            found = failures.explain(record, system, campaign.potential, place)
+        explained += [
+            ExplainedFailure(
+                system.name,
+                item.run,
+                item.replica,
+                item.diagnosis,
+                item.sentence,
+                item.n_failed,
+                str(item.folder.relative_to(campaign.folder)),
+                str(item.replay.relative_to(campaign.folder)) if item.replay else "",
+            )
+            for item in found
+        ]
+        say(f"{system.name}: what happened", 1, 1)
+    return tuple(explained)
 
 
 def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 1) -> None:
@@ -202,16 +267,22 @@ def _measure(
             seed=campaign.seed,
             reference_energy_kjmol=potential.reference_energy(system),
         )
-        due = [check for check in checks if _is_due(check, static, bool(records))]
+        purposes = {record.spec.purpose for record in records}
+        due = [check for check in checks if _is_due(check, static, purposes)]
         for done, check in enumerate(due):
             say(f"{system.name}: {check.name}", done, len(due))
             measurements += check.measure(evidence)
+        for check in (check for check in checks if check not in due):
+            reason = f"profile {campaign.profile.name} has nothing for it to look at"
+            measurements += [
+                absent(row, Where(system=system.name), reason) for row in check.declares
+            ]
         say(f"{system.name}: checks", len(due), len(due))
     return measurements
 
 
-def _is_due(check: Check, static: bool, has_runs: bool) -> bool:
-    return has_runs if "runs" in check.needs else static
+def _is_due(check: Check, static: bool, purposes: Set[str]) -> bool:
+    return bool(check.reads & purposes) if "runs" in check.needs else static
 
 
 def _planned(campaign: Campaign) -> tuple[Planned, ...]:
@@ -221,11 +292,12 @@ def _planned(campaign: Campaign) -> tuple[Planned, ...]:
         runs = [run for run in campaign.runs if run.system == spec]
         static = spec in campaign.profile.static_systems
         for check in all_checks():
-            if not _is_due(check, static, bool(runs)):
+            if not _is_due(check, static, {run.purpose for run in runs}):
                 continue
             places = [Where(system=system.name)]
-            if "runs" in check.needs:
-                names = [RunRecord.open(campaign.run_folder(run)).spec.name for run in runs]
+            if "runs" in check.needs and not check.joint:
+                read = [run for run in runs if run.purpose in check.reads]
+                names = [RunRecord.open(campaign.run_folder(run)).spec.name for run in read]
                 places = [Where(system=system.name, run=name) for name in names]
             planned += [Planned(row.name, place) for row in check.declares for place in places]
     return tuple(planned)
@@ -270,6 +342,15 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, A
             for system in campaign.systems.values()
         },
     }
+
+
+def _digest(system: MolecularSystem) -> str:
+    """Changes with everything of a system that its runs depend on."""
+    digest = hashlib.sha256()
+    box = np.zeros(0) if system.box_vectors is None else system.box_vectors
+    for array in (system.species, system.masses, system.positions, system.bonds, box):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:

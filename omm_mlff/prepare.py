@@ -1,8 +1,9 @@
 """Prepares replicas: each at the structure at rest, with velocities of its own.
 
 OpenMM acts on a whole System; what belongs to one copy is done here, per copy. A replica starts at
-the minimum of its potential with twice the kinetic energy of its target temperature, since half
-of it flows into the vibrations' potential energy.
+the minimum of its potential. At constant energy it gets twice the kinetic energy of its target
+temperature, since half of it flows into the vibrations' potential energy; a thermostat needs no
+such help, and moves the whole molecule as well.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ _MINIMIZER_ITERATIONS = 500
 _LINEAR = 1.0e-6
 
 
-def degrees_of_freedom(system: MolecularSystem) -> int:
+def degrees_of_freedom(system: MolecularSystem, ensemble: str = "nve") -> int:
     """Kinetic degrees of freedom left when the conserved momenta are taken out.
 
-    3N - 6 for a molecule, 3N - 5 for a linear one, 3N - 3 in a box.
+    3N - 6 for a molecule, 3N - 5 for a linear one, 3N - 3 in a box. A Langevin thermostat ("nvt")
+    conserves no momentum: all 3N.
     """
+    if ensemble == "nvt":
+        return 3 * system.n_atoms
     if system.periodic:
         return 3 * system.n_atoms - 3
     moments = np.linalg.eigvalsh(inertia_tensor(system.positions, system.masses))
@@ -84,6 +88,20 @@ def minimized(evaluator: Evaluator) -> Rest:
     return Rest(positions, "minimum")
 
 
+def thermal_velocities(
+    masses: NDArray[np.float64], *, temperature_K: float, seed: int, replica: int
+) -> NDArray[np.float64]:
+    """Maxwell-Boltzmann velocities, shape (n_atoms, 3), nm/ps, from (seed, replica) alone.
+
+    As they are drawn: the whole molecule moves and turns.
+    """
+    rng = np.random.default_rng([seed, replica])
+    velocities: NDArray[np.float64] = rng.normal(size=(len(masses), 3)) * np.sqrt(
+        BOLTZMANN * temperature_K / masses[:, None]
+    )
+    return velocities
+
+
 def draw_velocities(
     positions: NDArray[np.float64],
     masses: NDArray[np.float64],
@@ -100,9 +118,8 @@ def draw_velocities(
     momentum, then rescaled to a kinetic energy of n_dof k T: twice the mean at the target
     temperature, for a start at the potential's minimum.
     """
-    rng = np.random.default_rng([seed, replica])
-    velocities = rng.normal(size=positions.shape) * np.sqrt(
-        BOLTZMANN * max(temperature_K, 1e-12) / masses[:, None]
+    velocities = thermal_velocities(
+        masses, temperature_K=max(temperature_K, 1e-12), seed=seed, replica=replica
     )
     velocities -= np.average(velocities, axis=0, weights=masses)
     if not periodic:
@@ -112,6 +129,8 @@ def draw_velocities(
         omega = np.linalg.pinv(inertia_tensor(positions, masses), rcond=_LINEAR) @ angular
         velocities -= np.cross(omega, r)
     kinetic = 0.5 * (masses[:, None] * velocities**2).sum()
+    if n_dof <= 0 or kinetic == 0.0:  # one atom in vacuum has nothing left to move
+        return np.zeros_like(velocities)
     rescaled: NDArray[np.float64] = velocities * np.sqrt(
         n_dof * BOLTZMANN * temperature_K / kinetic
     )

@@ -6,7 +6,8 @@
 
 A segment is written under the name `*.partial` and renamed when it is closed: an HDF5 file that
 is open for writing does not survive a kill. A frame holds, at one time t, the positions, the
-forces there, the energies, and the velocities on the step (not half a step behind).
+forces there, the energies, and the velocities: on the step in a run at constant energy, under a
+thermostat half a step behind, as its integrator has them.
 
 Only numpy and tables are needed to read it. `mdtraj.load` reads a segment as it is.
 """
@@ -36,6 +37,10 @@ PROVENANCE_FILE = "provenance.json"
 STATUS_FILE = "status.json"
 SEGMENT_FRAMES = 10_000
 SEGMENT_SECONDS = 30.0
+
+_CHUNK_CACHE_BYTES = 64 * 1024
+"""HDF5's cache of one open dataset. Its default of 1 MiB, times six datasets and every replica,
+would be most of what a run adds to the process, and appending whole chunks needs none of it."""
 
 _FIELDS = {  # our name: (MDTraj's dataset, unit)
     "time": ("time", "picoseconds"),
@@ -166,7 +171,9 @@ class FrameFile:
         self.n_atoms = n_atoms
         self.box_vectors = box_vectors
         with storage_errors(self.partial):
-            self._file = tables.open_file(str(self.partial), mode="w")
+            self._file = tables.open_file(
+                str(self.partial), mode="w", chunk_cache_size=_CHUNK_CACHE_BYTES
+            )
             self._lay_out(topology)
 
     def append(self, frames: Mapping[str, NDArray[np.float64]]) -> None:
@@ -365,6 +372,31 @@ class ReplicaRecord:
         return np.concatenate(blocks)
 
 
+def _by_number(item: tuple[str, Any]) -> int:
+    return int(item[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Pace:
+    """Time and memory in the course of a run, one row for each chunk of frames that was written.
+
+    Attributes
+    ----------
+    batch : shape (n_rows,), number of the batch of replicas, which ran one after another
+    part : shape (n_rows,), counts the Contexts that ran the batch: a run that is resumed or
+        extended goes on in a new one, with a pace and a memory of its own
+    step : shape (n_rows,), steps completed at the end of the row
+    seconds_per_step : shape (n_rows,), over the row, recording included
+    memory_MiB : shape (n_rows,), resident memory of the process at its end
+    """
+
+    batch: NDArray[np.float64]
+    part: NDArray[np.float64]
+    step: NDArray[np.float64]
+    seconds_per_step: NDArray[np.float64]
+    memory_MiB: NDArray[np.float64]
+
+
 class RunRecord:
     """A run directory, opened for reading.
 
@@ -428,6 +460,17 @@ class RunRecord:
     @property
     def n_dof(self) -> int:
         return int(self.provenance["n_dof"])
+
+    @property
+    def pace(self) -> Pace:
+        """What the steps cost while the run went on; empty in a record from before it was kept."""
+        rows = [
+            (number, *row)
+            for number, batch in sorted(self.status.get("batches", {}).items(), key=_by_number)
+            for row in batch.get("pace", [])
+        ]
+        table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+        return Pace(*table.T)
 
     @cached_property
     def events(self) -> dict[int, Event]:

@@ -24,6 +24,7 @@ Severity = Literal["reject", "limit", "info"]
 FindingStatus = Literal["pass", "fail", "undecided", "not-measured", "not-applicable"]
 VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
 Precision = Literal["single", "mixed", "double"]
+Purpose = Literal["production", "survival", "timestep", "thermostat"]
 
 SIGNIFICANCE = 0.05
 """Family-wise error of one verdict over all of its looks."""
@@ -88,6 +89,47 @@ class ReferenceLabels:
 
 
 @dataclass(frozen=True, eq=False)
+class TorsionScan:
+    """Geometries relaxed by a reference method while one torsion, or two, are held on a grid.
+
+    Attributes
+    ----------
+    torsions : shape (n_torsions, 4), atom indices; one torsion is a line, two are a map
+    shape : points along each torsion, evenly spaced over the circle from -180 degrees on
+    positions : shape (n_points, n_atoms, 3), nm; the last torsion varies fastest
+    energies : shape (n_points,), kJ/mol
+    forces : shape of `positions`, kJ/mol/nm, of the method alone, without what holds the torsions
+    """
+
+    torsions: NDArray[np.int64]
+    shape: tuple[int, ...]
+    positions: NDArray[np.float64]
+    energies: NDArray[np.float64]
+    forces: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceLandmarks:
+    """A reference method's own minima, normal modes and torsional profiles of a molecule.
+
+    Attributes
+    ----------
+    minima : shape (n_minima, n_atoms, 3), nm; the lowest first, mirror images and permutations of
+        like atoms left out
+    energies : shape (n_minima,), kJ/mol
+    frequencies : shape (n_modes,), 1/cm, harmonic, of the lowest minimum, ascending
+    scans : every rotatable bond, or the two backbone torsions of a peptide
+    method : the method that made them, such as "ANI-1ccx"
+    """
+
+    minima: NDArray[np.float64]
+    energies: NDArray[np.float64]
+    frequencies: NDArray[np.float64]
+    scans: tuple[TorsionScan, ...]
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
 class MolecularSystem:
     """A molecule or box that a potential is asked to serve.
 
@@ -103,6 +145,7 @@ class MolecularSystem:
     box_vectors : shape (3, 3), nm, or None for a molecule in vacuum
     charge : total charge, elementary charges
     reference : None where there are no labels
+    landmarks : None where the reference method's own minima are not known
     """
 
     name: str
@@ -115,6 +158,7 @@ class MolecularSystem:
     box_vectors: NDArray[np.float64] | None = None
     charge: int = 0
     reference: ReferenceLabels | None = None
+    landmarks: ReferenceLandmarks | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -129,7 +173,10 @@ class MolecularSystem:
 class RunSpec:
     """One simulation: what is run, how, and how long.
 
-    `potential` and `system` are the specs as a user would write them.
+    `potential` and `system` are the specs as a user would write them. `purpose` says which checks
+    read the run: "production" is the run that a user would do, and every check of runs reads it;
+    a "survival" run belongs to the temperature ladder, a "timestep" run to the timestep ladder, a
+    "thermostat" run (ensemble "nvt") to the ensemble.
     """
 
     potential: str
@@ -143,6 +190,7 @@ class RunSpec:
     platform: str = "auto"
     precision: Precision = "double"
     record_stride: int = 1
+    purpose: Purpose = "production"
 
     @property
     def n_steps(self) -> int:
@@ -151,8 +199,9 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Unique among the runs of one campaign; also the run's folder."""
+        aside = "" if self.purpose == "production" else f"-{self.purpose}"
         return (
-            f"{self.system.replace('/', '_')}-{self.ensemble}-{self.temperature_K:g}K"
+            f"{self.system.replace('/', '_')}{aside}-{self.ensemble}-{self.temperature_K:g}K"
             f"-{self.timestep_fs:g}fs-{self.length_ps:g}ps-x{self.n_replicas}"
         )
 
@@ -377,6 +426,51 @@ class Finding:
         where = dict(fields.pop("where"))
         where["atoms"] = tuple(where["atoms"])
         return cls(where=Where(**where), **fields)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What failed findings are put down to.
+
+    Attributes
+    ----------
+    slug : its name, such as "force-scale"
+    sentence : the same for a person
+    severity : the gravest of the failures that show it
+    evidence : the measurements that show it
+    system : where it shows first; None where that has no meaning
+    detail : what the first of these findings says
+    """
+
+    slug: str
+    sentence: str
+    severity: Severity
+    evidence: tuple[str, ...]
+    system: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ExplainedFailure:
+    """What happened to one replica of a run that failed.
+
+    Attributes
+    ----------
+    kind : of the first symptom, such as "broken-bond"
+    sentence : the same for a person, with its time
+    n_failed : replicas of this run that have symptoms
+    folder : with the evidence, within the validation's folder
+    replay : the script that lets it happen again; empty where it failed before its first frame
+    """
+
+    system: str
+    run: str
+    replica: int
+    kind: str
+    sentence: str
+    n_failed: int
+    folder: str
+    replay: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,13 @@
 VerletIntegrator is a leapfrog: its velocities are half a step behind its positions. A frame at t
 holds x(t), F(t), E(t) from the tap, and the velocity on the step v(t) = v(t - dt/2) + F(t) dt / 2m,
 whose kinetic energy equals OpenMM's own. One step, one evaluation of the model.
+
+LangevinMiddleIntegrator (ensemble "nvt") is a leapfrog too, with the thermostat in the middle of
+the move: v += F dt/m, x += v dt/2, v = c v + noise, x += v dt/2. Its velocities are recorded as
+they are, and so is their kinetic energy, which again is OpenMM's own. They need no correction: for
+a harmonic potential it is the half-step velocities that are distributed after Maxwell and
+Boltzmann, whatever the timestep, while those on the step are too cold by a fraction of
+(omega dt)^2 / 4 (Zhang, Liu, Yan, Tuckerman & Liu, J. Phys. Chem. A 123, 6056 (2019)).
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import openmm
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -26,7 +34,7 @@ from omm_mlff.forces import Tap
 from omm_mlff.interrupt import deferred_interrupt
 from omm_mlff.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
-from omm_mlff.prepare import degrees_of_freedom, draw_velocities, minimized
+from omm_mlff.prepare import degrees_of_freedom, draw_velocities, minimized, thermal_velocities
 from omm_mlff.provenance import run_provenance
 from omm_mlff.recording import Recorder, StatusLog, topology_json
 from omm_mlff.rundir import RunRecord, SegmentWriter, replica_folder
@@ -37,6 +45,16 @@ from omm_mlff.watch import Watch
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all, over every batch of replicas."""
+
+FRICTION_PER_PS = 10.0
+"""Of the Langevin thermostat. A small molecule in vacuum has no bath and hardly any exchange
+between its vibrations: each of them is thermalised by the friction alone, at this rate. Most users
+take 1/ps for a liquid; here that would waste several picoseconds of every replica on forgetting the
+start, and leave one independent sample of the energy in 1 ps. Ten times as much does it in 0.1 ps,
+and all vibrations above 30 cm^-1 remain underdamped. Not more: friction also cools what a wrong
+force heats."""
+
+ENSEMBLES = ("nve", "nvt")
 
 _CHUNK_FRAMES = 256
 
@@ -71,8 +89,8 @@ def simulate(
     StorageError : the disk is full; everything in closed segments is kept
     """
     folder = Path(folder)
-    if spec.ensemble != "nve":
-        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: nve")
+    if spec.ensemble not in ENSEMBLES:
+        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
     if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
         raise InputError(
             f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
@@ -99,8 +117,9 @@ def _record(
     platform_name = choose_platform(spec.platform, batch_size * system.n_atoms)
     with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
         rest = minimized(evaluator)
-    n_dof = degrees_of_freedom(system)
+    n_dof = degrees_of_freedom(system, spec.ensemble)
     provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
+    provenance["integrator"] = _integrator_provenance(spec)
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -123,6 +142,18 @@ def _record(
             log.write("interrupted")
         raise
     log.write("complete")
+
+
+def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:
+    if spec.ensemble == "nve":
+        return {"name": "VerletIntegrator", "velocities": "on the step"}
+    return {
+        "name": "LangevinMiddleIntegrator",
+        "velocities": "half a step behind, as the integrator has them",
+        "friction_per_ps": FRICTION_PER_PS,
+        "resumed": "from OpenMM's checkpoint, random stream included: the same run; where it does "
+        "not load, a new stream, and status.json names the steps in new_random_streams",
+    }
 
 
 class _Batch:
@@ -153,6 +184,7 @@ class _Batch:
         self.shape = (self.n_replicas, system.n_atoms, 3)
         self.inverse_mass = 1.0 / system.masses[None, :, None]
         self.half_mass = 0.5 * system.masses[None, :, None]
+        self.thermostatted = spec.ensemble == "nvt"
 
     def run(
         self,
@@ -167,16 +199,22 @@ class _Batch:
         tap = Tap(self.n_replicas, self.system.n_atoms) if self._tapped else None
         context = openmm.Context(
             build_system(self.potential, self.system, n_replicas=self.n_replicas, tap=tap),
-            openmm.VerletIntegrator(self.dt_ps),
+            self._integrator(0 if kept is None else int(kept["step"])),
             openmm.Platform.getPlatformByName(self.platform_name),
             platform_properties(self.platform_name, self.spec.precision),
         )
-        watch = Watch(self.system, self.system.positions, self.n_replicas, self.dt_ps)
+        watch = Watch(
+            self.system,
+            self.system.positions,
+            self.n_replicas,
+            self.dt_ps,
+            conserves_energy=not self.thermostatted,
+        )
         alive = np.ones(self.n_replicas, dtype=bool)
         first_step, first_segment = 0, 0
         if kept is None:
             x = np.broadcast_to(rest_positions, self.shape).copy()
-            v = self._initial_half_velocities(context, tap, x, n_dof)
+            v = self._initial_velocities(context, tap, x, n_dof)
         else:
             x, v, alive = kept["positions"], kept["velocities"], kept["alive"].astype(bool)
             first_step, first_segment = int(kept["step"]), int(kept["segment"])
@@ -195,6 +233,8 @@ class _Batch:
         if tap is not None:
             tap.alive.copy_(torch.from_numpy(alive))
         self._set(context, x, v)
+        if kept is not None and self.thermostatted:
+            self._restore_random_stream(context, kept)
         recorder = Recorder(writers, self.shape, _CHUNK_FRAMES)
         try:
             with deferred_interrupt() as interrupted:
@@ -238,10 +278,12 @@ class _Batch:
         integrator = context.getIntegrator()
         n_steps, stride = self.spec.n_steps, self.spec.record_stride
         calls_before = tap.n_calls if tap is not None else 0
-        segment_began = started = time.monotonic()
+        part = 1 + max((int(row[0]) for row in self._pace_rows()), default=-1)
+        segment_began = started = row_began = time.monotonic()
+        row_step = first_step
         for step in range(first_step, n_steps):
             if interrupted():
-                self._close_segment(recorder, segment, step, x, v, alive, watch)
+                self._close_segment(context, recorder, segment, step, x, v, alive, watch)
                 self._account(started, tap, calls_before, step - first_step)
                 raise KeyboardInterrupt
             if tap is None:
@@ -253,7 +295,7 @@ class _Batch:
             state = context.getState(positions=True, velocities=True)
             x_next = state.getPositions(asNumpy=True)._value.reshape(self.shape)
             v_next = state.getVelocities(asNumpy=True)._value.reshape(self.shape)
-            v_on = v + (0.5 * self.dt_ps) * forces * self.inverse_mass
+            v_on = v if self.thermostatted else v + self._half_kick(forces)
             kinetic = (self.half_mass * v_on * v_on).sum((1, 2))
             finite = (
                 np.isfinite(energies)
@@ -274,7 +316,9 @@ class _Batch:
                 recorder.flush()
                 self.log.write("running")
                 if not alive.any():
-                    self._close_segment(recorder, segment, n_steps, x_next, v_next, alive, watch)
+                    self._close_segment(
+                        context, recorder, segment, n_steps, x_next, v_next, alive, watch
+                    )
                     self._account(started, tap, calls_before, n_steps - first_step)
                     progress(n_steps)
                     return
@@ -284,18 +328,21 @@ class _Batch:
                 recorder.flush()
                 progress(step + 1)
                 now = time.monotonic()
+                self._pace(part, step + 1, (now - row_began) / (step + 1 - row_step))
+                row_began, row_step = now, step + 1
                 if (
                     recorder.n_in_segment >= rundir.SEGMENT_FRAMES
                     or now - segment_began > rundir.SEGMENT_SECONDS
                 ):
-                    self._close_segment(recorder, segment, step + 1, x, v, alive, watch)
+                    self._close_segment(context, recorder, segment, step + 1, x, v, alive, watch)
                     segment, segment_began = segment + 1, now
-        self._close_segment(recorder, segment, n_steps, x, v, alive, watch)
+        self._close_segment(context, recorder, segment, n_steps, x, v, alive, watch)
         self._account(started, tap, calls_before, n_steps - first_step)
         progress(n_steps)
 
     def _close_segment(
         self,
+        context: openmm.Context,
         recorder: Recorder,
         segment: int,
         step: int,
@@ -307,6 +354,8 @@ class _Batch:
         """Close what is open, then say from where to go on; in this order."""
         recorder.close_segment()
         partial = self.state_path.with_suffix(".partial.npz")
+        # Positions and velocities say all of Verlet, but nothing of the thermostat's random stream.
+        checkpoint = context.createCheckpoint() if self.thermostatted else b""
         with rundir.storage_errors(self.state_path):
             np.savez(
                 partial,
@@ -317,15 +366,29 @@ class _Batch:
                 alive=alive,
                 first_energy=watch.first_energy,
                 steps_stretched=watch.steps_stretched,
+                checkpoint=np.frombuffer(checkpoint, dtype=np.uint8),
             )
             os.replace(partial, self.state_path)
         self.log.write("running")
+
+    def _pace(self, part: int, step: int, seconds_per_step: float) -> None:
+        """One more row of `RunRecord.pace`; written with the status at the next segment's end."""
+        memory_MiB = psutil.Process().memory_info().rss / 2**20
+        row = [part, step, float(f"{seconds_per_step:.4g}"), round(memory_MiB, 3)]
+        self._pace_rows().append(row)
+
+    def _pace_rows(self) -> list[list[float]]:
+        rows: list[list[float]] = self.log.batches.setdefault(self.number, {}).setdefault(
+            "pace", []
+        )
+        return rows
 
     def _account(self, started: float, tap: Tap | None, calls_before: int, n_steps: int) -> None:
         old = self.log.batches.get(self.number, {})
         n_calls = tap.n_calls - calls_before if tap is not None else None
         seconds = time.monotonic() - started
         self.log.batches[self.number] = {
+            **old,
             "replicas": [self.replicas[0], self.replicas[-1]],
             "wall_s": round(old.get("wall_s", 0.0) + seconds, 3),
             "n_steps": old.get("n_steps", 0) + n_steps,
@@ -343,7 +406,36 @@ class _Batch:
                 f"{self.state_path} is damaged ({error}); remove the run's folder and repeat it"
             ) from error
 
-    def _initial_half_velocities(
+    def _integrator(self, first_step: int) -> openmm.Integrator:
+        """The integrator of the ensemble; a resumed run must not repeat the first one's noise.
+
+        The Reference platform has one random stream for the whole process: two thermostatted runs
+        in threads of one process each sample their ensemble, but cannot be repeated.
+        """
+        if not self.thermostatted:
+            return openmm.VerletIntegrator(self.dt_ps)
+        integrator = openmm.LangevinMiddleIntegrator(
+            self.spec.temperature_K, FRICTION_PER_PS, self.dt_ps
+        )
+        words = np.random.SeedSequence([self.spec.seed, self.number, first_step])
+        # OpenMM takes a positive 32-bit integer, and 0 for "another one each time".
+        integrator.setRandomNumberSeed(1 + int(words.generate_state(1)[0]) % (2**31 - 2))
+        return integrator
+
+    def _restore_random_stream(
+        self, context: openmm.Context, kept: dict[str, NDArray[Any]]
+    ) -> None:
+        """Go on with the thermostat's random numbers where they were left, if that can be."""
+        try:
+            context.loadCheckpoint(kept["checkpoint"].tobytes())
+        except openmm.OpenMMException:
+            # Another platform or version of OpenMM: positions and velocities stand, the noise is
+            # new. The same ensemble, not the same run.
+            self._set(context, kept["positions"], kept["velocities"])
+            batch = self.log.batches.setdefault(self.number, {})
+            batch.setdefault("new_random_streams", []).append(int(kept["step"]))
+
+    def _initial_velocities(
         self,
         context: openmm.Context,
         tap: Tap | None,
@@ -357,6 +449,8 @@ class _Batch:
         else:
             _, forces = tap.read()
             tap.alive.fill_(True)
+        if self.thermostatted:
+            return np.stack([self._thermal_velocities(replica) for replica in self.replicas])
         v = np.stack(
             [
                 draw_velocities(
@@ -371,8 +465,21 @@ class _Batch:
                 for i, replica in enumerate(self.replicas)
             ]
         )
-        half_kick = (0.5 * self.dt_ps) * forces * self.inverse_mass
+        half_kick = self._half_kick(forces)
         return v - np.where(np.isfinite(half_kick), half_kick, 0.0)
+
+    def _thermal_velocities(self, replica: int) -> NDArray[np.float64]:
+        return thermal_velocities(
+            self.system.masses,
+            temperature_K=self.spec.temperature_K,
+            seed=self.spec.seed,
+            replica=replica,
+        )
+
+    def _half_kick(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What Verlet's velocities gain in the half step that they are behind."""
+        gained: NDArray[np.float64] = (0.5 * self.dt_ps) * forces * self.inverse_mass
+        return gained
 
     def _warm_up(self, context: openmm.Context, x: NDArray[np.float64]) -> None:
         context.setPositions(x.reshape(-1, 3))

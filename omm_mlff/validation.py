@@ -11,20 +11,22 @@ from pathlib import Path
 from omm_mlff import campaign as campaigns
 from omm_mlff.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
+from omm_mlff.diagnosis import diagnose
+from omm_mlff.errors import InputError
 from omm_mlff.judge import (
     POLICIES,
-    MeasurementFile,
     check_scope,
     exit_code,
     judge_all,
     undecided_runs,
 )
+from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.policies import load_policy
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.profiles import load_profile
 from omm_mlff.report import Judged, write_reports
-from omm_mlff.schema import MAX_LOOKS, Verdict
+from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Validation:
         return self.judged.verdicts
 
     @property
+    def diagnosis(self) -> tuple[Cause, ...]:
+        """What its failures come from, the most fundamental cause first."""
+        return self.judged.diagnosis
+
+    @property
     def exit_code(self) -> int:
         """Of `omm-mlff validate`."""
         return exit_code(self.verdict.name)
@@ -63,7 +70,7 @@ class Validation:
 def validate(
     model: str | Potential,
     *,
-    systems: Sequence[str] = (),
+    systems: Sequence[str | MolecularSystem] = (),
     profile: str | Path = "quick",
     policy: str | Path = "strict",
     platform: str = "auto",
@@ -77,7 +84,8 @@ def validate(
     Parameters
     ----------
     model : a model spec such as "tiny" or a checkpoint's folder, or a Potential
-    systems : in place of the profile's: shipped names, structure files, `water-box:N`
+    systems : in place of the profile's: shipped names, structure files, `water-box:N`, or systems
+        already loaded, each under its own name
     profile : a shipped name, or the path of a TOML file
     policy : likewise; its verdict counts, and its undecided runs are the ones that are extended
     platform : of OpenMM, or "auto"
@@ -97,14 +105,24 @@ def validate(
     """
     potential = load_potential(model) if isinstance(model, str) else model
     chosen = load_profile(profile)
-    if systems:
-        chosen = chosen.for_systems(systems)
+    given = {system.name: system for system in systems if isinstance(system, MolecularSystem)}
+    names = [system if isinstance(system, str) else system.name for system in systems]
+    if len(set(names)) < len(names) and given:
+        raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
+    if names:
+        chosen = chosen.for_systems(names)
     policies = list(dict.fromkeys([str(policy), *POLICIES]))
     for name in policies:  # before anything runs
         check_scope(load_policy(name, all_declarations(), default_criteria()), chosen.scope)
     folder = Path(out) if out is not None else _fresh_folder(potential.card.name, chosen.name)
     campaign = campaigns.plan(
-        potential, chosen, seed=seed, platform=platform, folder=folder, resume=resume
+        potential,
+        chosen,
+        given=given,
+        seed=seed,
+        platform=platform,
+        folder=folder,
+        resume=resume,
     )
     measured = campaigns.execute(campaign, progress)
     verdicts = judge_all(measured, policies)
@@ -114,14 +132,18 @@ def validate(
             break
         measured = campaigns.extend(campaign, measured, longer, progress)
         verdicts = judge_all(measured, policies)
+    findings = next(iter(verdicts.values())).findings  # of the policy that was asked for
+    failed = {f.run for f in findings if f.status == "fail" and f.severity != "info" and f.run}
     judged = Judged(
         model=dataclasses.asdict(potential.card),
         profile=chosen.name,
         policy=next(iter(verdicts)),
         verdicts=verdicts,
+        diagnosis=diagnose(findings, measured.measurements),
+        failures=campaigns.explain(campaign, failed, progress) if failed else (),
         provenance={
             **measured.provenance,
-            "command": _command(potential.spec, systems, profile, policy, platform, seed),
+            "command": _command(potential.spec, names, profile, policy, platform, seed),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )

@@ -1,9 +1,9 @@
 """Watches a running simulation for replicas that diverge.
 
 A replica is stopped when its energy or forces are not finite ("nan"), its total energy has left
-its start by more than `ENERGY_LIMIT_EV` an atom ("energy"), a bond has been `BOND_LIMIT_NM` off
-its length at rest for longer than `BOND_TIME_PS` ("bond"), or two atoms are closer than
-`OVERLAP_FRACTION` of the sum of their covalent radii ("overlap").
+its start by more than `ENERGY_LIMIT_EV` an atom ("energy"; not under a thermostat), a bond has
+been `BOND_LIMIT_NM` off its length at rest for longer than `BOND_TIME_PS` ("bond"), or two atoms
+are closer than `OVERLAP_FRACTION` of the sum of their covalent radii ("overlap").
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Watch:
     rest_positions : shape (n_atoms, 3), nm; bond lengths at rest are taken here
     n_replicas : how many copies are watched
     timestep_ps : between looks
+    conserves_energy : whether the dynamics should; else the total energy may go where it likes
     """
 
     def __init__(
@@ -53,8 +54,11 @@ class Watch:
         rest_positions: NDArray[np.float64],
         n_replicas: int,
         timestep_ps: float,
+        *,
+        conserves_energy: bool = True,
     ) -> None:
         self.system = system
+        self.conserves_energy = conserves_energy
         self.timestep_ps = timestep_ps
         self.symbols = [atom.element.symbol for atom in system.topology.atoms()]
         self.bonds = system.bonds
@@ -100,7 +104,7 @@ class Watch:
         suspects = alive & (
             ~finite
             | broken
-            | (np.abs(off_eV) > ENERGY_LIMIT_EV)
+            | (self.conserves_energy & (np.abs(off_eV) > ENERGY_LIMIT_EV))
             | np.isin(np.arange(len(alive)), list(overlaps))
         )
         return {

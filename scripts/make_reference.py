@@ -8,8 +8,8 @@ import time
 import torch
 
 from omm_mlff.distill.reference import ReferencePlan, make_reference
-from omm_mlff.distill.teacher import Teacher
 from omm_mlff.systems import system_names
+from omm_mlff.teachers.ani import Teacher
 
 
 def main(names: list[str]) -> None:

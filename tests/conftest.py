@@ -1,4 +1,4 @@
-"""One thread for every numerical library, and a reason for every skipped CUDA test."""
+"""One thread for every numerical library, the teacher, a reason for every skipped CUDA test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ import openmm
 import pytest
 import torch
 
+from omm_mlff.errors import MissingPackageError
+from omm_mlff.teachers.ani import Teacher
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    """The teacher, loaded once for all tests that need it."""
+    # Not importorskip: torchani warns while it is imported, and Teacher() knows of that.
+    try:
+        return Teacher()
+    except MissingPackageError as error:
+        pytest.skip(str(error))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from judged_models import CARD, count, judged, replaced, sampled, sound
 
-from omm_mlff.judge import MeasurementFile
+from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.profiles import load_profile
 from omm_mlff.report import write_reports
 from omm_mlff.schema import Measurement, Where
@@ -81,7 +81,8 @@ def write_validation(
     file.write(folder / "measurements.json")
     write_reports(judged(file, policy), folder)
     if runs:
-        for run in load_profile(file.scope.profile).runs:
+        plan = load_profile(file.scope.profile)
+        for run in (run for run in plan.runs if run.purpose == "production"):
             write_run(folder / "runs", run.spec("model", 0).to_json(), wall_s=wall_s)
     return folder
 

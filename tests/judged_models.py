@@ -6,7 +6,8 @@ import dataclasses
 
 from scipy.special import stdtrit
 
-from omm_mlff.judge import MeasurementFile, Planned, judge_all
+from omm_mlff.judge import judge_all
+from omm_mlff.measurement_file import MeasurementFile, Planned
 from omm_mlff.profiles import load_profile
 from omm_mlff.report import Judged
 from omm_mlff.schema import CONFIDENCE, Criterion, Declaration, Measurement, Where
@@ -112,7 +113,7 @@ def sound(profile: str = "quick") -> MeasurementFile:
             Measurement.exact("gradient.error", 9.1e-5, "1", here, 32),
             sampled("cost.step_time", 2.7, 0.02, here, dof=19.0),
         ]
-    for run in plan.runs:
+    for run in (run for run in plan.runs if run.purpose == "production"):
         there = Where(
             system=run.system, run=run.spec("tiny", 0).name, temperature_K=run.temperature_K
         )

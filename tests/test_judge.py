@@ -16,8 +16,6 @@ import scipy.stats
 from omm_mlff.errors import AnalysisError, InputError, PolicyError
 from omm_mlff.judge import (
     LOOK_SIGNIFICANCE,
-    MeasurementFile,
-    Planned,
     combine,
     exit_code,
     extension_needed,
@@ -27,6 +25,7 @@ from omm_mlff.judge import (
     outside_p_value,
     undecided_runs,
 )
+from omm_mlff.measurement_file import MeasurementFile, Planned
 from omm_mlff.policies import Policy
 from omm_mlff.profiles import Scope
 from omm_mlff.schema import (
@@ -653,7 +652,8 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from omm_mlff.judge import MeasurementFile, judge_all
+from omm_mlff.judge import judge_all
+from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.report.console import show
 

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("forces",),
     ("platforms", "threads"),
     ("systems",),
+    ("teachers",),
     ("potentials",),
     ("reporters", "evaluate"),
     ("watch",),
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("provenance", "recording", "interrupt"),
     ("simulate",),
     ("checks",),
+    ("failures",),
     ("campaign",),
     ("validation",),
     ("doctor", "bench", "distill", "proving"),
@@ -38,7 +40,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Judging and reporting stand aside: they import one another in this order, of the layers nothing
 # above rundir, and neither torch nor OpenMM. Every layer from `checks` upwards may import them.
-ASIDE = ("policies", "profiles", "judge", "report", "comparison")
+ASIDE = (
+    "policies",
+    "profiles",
+    "measurement_file",
+    "judge",
+    "diagnosis",
+    "report",
+    "comparison",
+)
 ASIDE_SEES = {name for row in LAYERS[:3] for name in row}
 ASIDE_FROM = "checks"
 

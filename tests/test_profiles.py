@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from omm_mlff.errors import PolicyError, UnknownNameError
 from omm_mlff.judge import check_scope
 from omm_mlff.policies import load_policy
 from omm_mlff.profiles import PlannedRun, Scope, load_profile, profile_names
+from omm_mlff.schema import Purpose
 from tests.judged_models import DECLARATIONS, DEFAULTS
 
 M6_MOLECULES = ("water", "methane", "alanine")
@@ -35,7 +37,7 @@ def test_quick_is_two_picoseconds_of_three_molecules() -> None:
 def test_standard_is_m6() -> None:
     standard = load_profile("standard")
     assert standard.static_systems == M6_MOLECULES
-    assert set(standard.runs) == {
+    assert {run for run in standard.runs if run.purpose == "production"} == {
         *(PlannedRun(name, 5.0, 16, 300.0) for name in M6_MOLECULES),
         PlannedRun("alanine", 10.0, 4, 300.0),
         *(PlannedRun("methane", 2.0, 16, kelvin) for kelvin in (100.0, 300.0, 500.0)),
@@ -43,12 +45,36 @@ def test_standard_is_m6() -> None:
     assert standard.scope == Scope("standard")
 
 
+@pytest.mark.parametrize("name", ["standard", "full"])
+def test_both_ladders_and_the_thermostat_are_there_and_stand_aside(name: str) -> None:
+    runs = load_profile(name).runs
+    aside = {
+        purpose: [run for run in runs if run.purpose == purpose] for purpose in get_args(Purpose)
+    }
+    assert max(run.temperature_K for run in aside["survival"]) == 1000.0
+    assert {run.timestep_fs for run in aside["timestep"]} >= {0.125, 0.25}
+    assert {run.timestep_fs for run in aside["production"]} == {0.5}
+    assert len({run.temperature_K for run in aside["thermostat"] if run.system == "water"}) == 2
+    spec = aside["thermostat"][0].spec("tiny", 0)
+    assert (spec.ensemble, spec.purpose) == ("nvt", "thermostat")
+    assert "-thermostat-nvt-" in spec.name
+
+
+def test_an_unknown_purpose_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[[run]]\nsystem="water"\nlength_ps=1\nn_replicas=2\ntemperature_K=300\npurpose="fun"\n'
+    )
+    with pytest.raises(PolicyError, match="unknown purpose 'fun'; one of production, survival"):
+        load_profile(path)
+
+
 def test_full_has_every_system_and_both_ladders() -> None:
     full = load_profile("full")
     assert list(full.static_systems) == SHIPPED
     assert {run.system for run in full.runs if run.length_ps == 100.0} == set(SHIPPED)
     assert max(run.temperature_K for run in full.runs) == 1000.0
-    assert {run.timestep_fs for run in full.runs} == {0.125, 0.25, 0.5}
+    assert {run.timestep_fs for run in full.runs} >= {0.125, 0.25, 0.5}
     assert full.scope == Scope("full")
 
 
@@ -74,7 +100,7 @@ def test_every_run_of_a_profile_has_a_name_of_its_own_that_tells_its_length(name
 def test_a_users_system_gets_every_kind_of_run() -> None:
     chosen = load_profile("standard").for_systems(["mine.pdb"])
     assert chosen.static_systems == ("mine.pdb",)
-    assert set(chosen.runs) == {
+    assert {run for run in chosen.runs if run.purpose == "production"} == {
         PlannedRun("mine.pdb", 5.0, 16, 300.0),
         PlannedRun("mine.pdb", 10.0, 4, 300.0),
         *(PlannedRun("mine.pdb", 2.0, 16, kelvin) for kelvin in (100.0, 300.0, 500.0)),

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+TEXT = README.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_there_are_three_examples():
     assert len(EXAMPLES) == 3
+
+
+def test_every_check_is_listed_with_its_question():
+    from omm_mlff.checks.registry import all_checks
+
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|(]+\?)", TEXT, re.MULTILINE))
+    assert {check.name: check.question for check in all_checks()}.items() <= listed.items()
 
 
 def run(example: str) -> None:

@@ -30,11 +30,11 @@ from omm_mlff.errors import InputError, OutputExistsError, StorageError
 from omm_mlff.evaluate import Evaluator
 from omm_mlff.platforms import choose_platform
 from omm_mlff.potentials.base import build_system
-from omm_mlff.prepare import degrees_of_freedom, draw_velocities
+from omm_mlff.prepare import degrees_of_freedom, draw_velocities, thermal_velocities
 from omm_mlff.rundir import RunRecord
 from omm_mlff.schema import RunSpec
-from omm_mlff.simulate import simulate
-from omm_mlff.units import BOLTZMANN
+from omm_mlff.simulate import FRICTION_PER_PS, simulate
+from omm_mlff.units import BOLTZMANN, EV_PER_KJMOL
 
 SPEC = RunSpec("springs", "springs", 0.1, 300.0, 3, seed=5, platform="Reference")
 
@@ -428,3 +428,152 @@ def test_a_minimiser_that_breaks_a_bond_is_not_followed(tmp_path):
     np.testing.assert_array_equal(record.rest_positions, diatomic().positions)
     sound = run(tmp_path / "sound", diatomic())
     assert sound.provenance["start"] == "minimum"
+
+
+NVT = dataclasses.replace(SPEC, ensemble="nvt", purpose="thermostat")
+
+
+def langevin_context(system, record):
+    """OpenMM alone, started as the first replica was, with the same random stream."""
+    integrator = openmm.LangevinMiddleIntegrator(300.0, FRICTION_PER_PS, 0.0005)
+    words = np.random.SeedSequence([record.spec.seed, 0, 0])
+    integrator.setRandomNumberSeed(1 + int(words.generate_state(1)[0]) % (2**31 - 2))
+    context = openmm.Context(
+        build_system(NativeSpringPotential(), system),
+        integrator,
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPositions(record.replica(0).positions[0])
+    context.setVelocities(record.replica(0).velocities[0])
+    return context
+
+
+@pytest.mark.parametrize("potential", [SpringPotential(), NativeSpringPotential()])
+def test_a_thermostatted_record_is_what_openmm_says_of_itself(tmp_path, potential):
+    """Another program: every frame against OpenMM's own State, energies and velocities too."""
+    system = triatomic()
+    spec = dataclasses.replace(NVT, n_replicas=1)
+    record = simulate(spec, potential, system, tmp_path / "run")
+    replica = record.replica(0)
+    context = langevin_context(system, record)
+    for frame in range(200):
+        state = context.getState(positions=True, velocities=True, energy=True, forces=True)
+        for ours, theirs in (
+            (replica.positions[frame], state.getPositions(asNumpy=True)),
+            (replica.velocities[frame], state.getVelocities(asNumpy=True)),
+            (replica.forces[frame], state.getForces(asNumpy=True)),
+            (replica.kinetic_energy[frame], state.getKineticEnergy()),
+            (replica.potential_energy[frame], state.getPotentialEnergy()),
+        ):
+            np.testing.assert_allclose(ours, theirs._value, rtol=1e-7, atol=1e-7)
+        context.getIntegrator().step(1)
+
+
+def test_a_thermostatted_step_is_one_evaluation(tmp_path):
+    record = simulate(NVT, SpringPotential(), triatomic(), tmp_path / "run")
+    assert record.status["batches"]["0"]["n_evaluations"] == 200
+
+
+def test_a_thermostat_moves_all_degrees_of_freedom(tmp_path):
+    system = triatomic()
+    record = simulate(NVT, SpringPotential(), system, tmp_path / "run")
+    assert record.n_dof == 9
+    assert record.provenance["integrator"]["friction_per_ps"] == FRICTION_PER_PS
+    first = record.replica(0).velocities[0]
+    assert np.abs((system.masses[:, None] * first).sum(0)).min() > 1e-3
+    np.testing.assert_array_equal(
+        first, thermal_velocities(system.masses, temperature_K=300.0, seed=5, replica=0)
+    )
+
+
+def test_half_step_velocities_are_maxwells_and_those_on_the_step_too_cold(tmp_path):
+    """Closed form: <v^2> is kT/m at half a step, kT/m (1 - (omega dt)^2 / 4) on the step."""
+    system = diatomic()
+    spec = dataclasses.replace(NVT, n_replicas=64, length_ps=3.0, timestep_fs=1.5)
+    record = simulate(spec, SpringPotential(), system, tmp_path / "run")
+    omega_dt = np.sqrt(2.0 * STIFFNESS / system.masses[0]) * 0.0015
+    half, on = [], []
+    for _, replica in record.replicas():
+        r = replica.positions[500:, 1] - replica.positions[500:, 0]
+        r /= np.linalg.norm(r, axis=1, keepdims=True)
+        kick = 0.5 * 0.0015 * replica.forces[500:] / system.masses[:, None]
+        for kept, v in (
+            (half, replica.velocities[500:]),
+            (on, replica.velocities[500:] + kick),
+        ):
+            along = ((v[:, 1] - v[:, 0]) * r).sum(1)
+            kept.append((along**2).mean() * system.masses[0] / (2.0 * BOLTZMANN * 300.0))
+    # 64 replicas, 2.25 ps each: some 700 samples of the stretch; four standard errors.
+    error = 4.0 * np.std(half, ddof=1) / 8.0
+    assert error < 0.2  # and what sets the two apart is 0.34
+    assert np.mean(half) == pytest.approx(1.0, abs=error)
+    assert np.mean(on) == pytest.approx(1.0 - omega_dt**2 / 4.0, abs=error)
+
+
+@pytest.mark.parametrize("potential", [SpringPotential(), NativeSpringPotential()])
+def test_a_thermostatted_run_goes_on_with_its_own_random_numbers(tmp_path, potential):
+    """Cut and resumed, then extended: bit by bit the run that was never cut."""
+    spec = dataclasses.replace(NVT, length_ps=0.4)
+    whole = simulate(spec, potential, triatomic(), tmp_path / "whole")
+    folder = tmp_path / "cut"
+    shorter = dataclasses.replace(spec, length_ps=0.3)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(shorter, potential, triatomic(), folder, progress=Interrupts())
+    simulate(shorter, potential, triatomic(), folder, resume=True)
+    # Something else draws random numbers in between.
+    simulate(NVT, potential, triatomic(), tmp_path / "other")
+    resumed = simulate(spec, potential, triatomic(), folder, resume=True)
+    assert "new_random_streams" not in resumed.status["batches"]["0"]
+    for one, other in zip(arrays(whole), arrays(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_of_another_platform_gives_a_new_stream_and_says_so(tmp_path):
+    spec = dataclasses.replace(NVT, length_ps=0.05, n_replicas=1)
+    simulate(spec, SpringPotential(), triatomic(), tmp_path / "run")
+    path = tmp_path / "run" / "batch_000.npz"
+    with np.load(path) as kept:
+        state = dict(kept)
+    system = build_system(NativeSpringPotential(), triatomic())
+    platform = openmm.Platform.getPlatformByName("CPU")
+    other = openmm.Context(system, openmm.VerletIntegrator(0.0005), platform)
+    other.setPositions(triatomic().positions)
+    state["checkpoint"] = np.frombuffer(other.createCheckpoint(), dtype=np.uint8)
+    np.savez(path, **state)
+    longer = dataclasses.replace(spec, length_ps=0.1)
+    record = simulate(longer, SpringPotential(), triatomic(), tmp_path / "run", resume=True)
+    assert record.status["batches"]["0"]["new_random_streams"] == [100]
+    replica = record.replica(0)
+    assert replica.n_frames == 200
+    # It goes on from where it stood, not with the numbers that the run began with.
+    jump = replica.positions[100] - replica.positions[99]
+    np.testing.assert_allclose(jump, 0.0005 * replica.velocities[100], atol=2e-4)
+    began, again = (noise_of_step(replica, step, triatomic().masses) for step in (0, 100))
+    assert np.abs(began).max() > 1e-3
+    assert np.abs(again - began).max() > 1e-3
+
+
+def noise_of_step(replica, step, masses):
+    """What the thermostat added: v' = c (v + F dt / m) + noise, c = exp(-friction dt)."""
+    kicked = replica.velocities[step] + 0.0005 * replica.forces[step] / masses[:, None]
+    return replica.velocities[step + 1] - np.exp(-FRICTION_PER_PS * 0.0005) * kicked
+
+
+def test_a_thermostat_may_take_the_energy_where_it_likes(tmp_path):
+    """From the minimum to 1500 K: 0.13 eV an atom, which would stop a run at constant energy."""
+    spec = dataclasses.replace(NVT, temperature_K=1500.0, length_ps=1.0)
+    record = simulate(spec, SpringPotential(), triatomic(), tmp_path / "run")
+    assert not record.events
+    total = record.replica(0).potential_energy + record.replica(0).kinetic_energy
+    assert np.abs(total - total[0]).max() * EV_PER_KJMOL / 3.0 > 0.1
+
+
+def test_a_thermostatted_copy_that_breaks_leaves_the_others_alone(tmp_path):
+    sound = simulate(NVT, SpringPotential(), triatomic(), tmp_path / "sound")
+    potential = SpringPotential(breaks_at=0.15, breaks_copy=1)
+    record = simulate(NVT, potential, triatomic(), tmp_path / "run")
+    assert list(record.events) == [1]
+    for other in (0, 2):
+        np.testing.assert_array_equal(
+            record.replica(other).positions, sound.replica(other).positions
+        )

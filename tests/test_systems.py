@@ -70,7 +70,7 @@ def graph_bonds(molecule: Any) -> set[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def teacher() -> Any:
-    from omm_mlff.distill.teacher import Teacher
+    from omm_mlff.teachers.ani import Teacher
 
     return Teacher()
 

@@ -6,11 +6,11 @@ import json
 import signal
 
 import pytest
-from springs import NativeSpringPotential, SpringPotential
+from springs import NativeSpringPotential, SpringPotential, diatomic, triatomic
 
 from omm_mlff import validate
 from omm_mlff.errors import InputError, OutputExistsError, PlatformError, UnsupportedSystemError
-from omm_mlff.judge import MeasurementFile
+from omm_mlff.measurement_file import MeasurementFile
 
 PROFILE = """
 title = "a short look at water"
@@ -200,3 +200,80 @@ def test_a_users_own_file_has_no_labels_and_the_report_says_so(tmp_path, profile
     accuracy = [f for f in result.verdict.findings if f.measurement == "accuracy.force_rmse"]
     assert {f.status for f in accuracy} == {"not-applicable"}
     assert "reference labels" in accuracy[0].cause
+
+
+def test_two_loaded_systems_of_one_name_are_refused(profile, tmp_path):
+    with pytest.raises(InputError, match="two systems have one name"):
+        validate(
+            SpringPotential(),
+            systems=[diatomic(), triatomic()],
+            profile=profile,
+            out=tmp_path / "out",
+        )
+
+
+def test_a_loaded_system_that_has_changed_is_not_resumed(profile, tmp_path):
+    asked = {"profile": profile, "out": tmp_path / "out"}
+    validate(SpringPotential(), systems=[diatomic(0.10)], **asked)
+    with pytest.raises(OutputExistsError, match="different: systems"):
+        validate(SpringPotential(), systems=[diatomic(0.12)], resume=True, **asked)
+
+
+def test_a_failure_comes_with_its_cause_and_a_replay(profile, tmp_path):
+    breaks = SpringPotential(breaks_at=0.153)
+    result = validate(breaks, systems=[triatomic()], profile=profile, out=tmp_path / "out")
+    assert result.verdict.name == "REJECTED"
+    assert result.diagnosis[0].slug == "nan"
+    failure = result.judged.failures[0]
+    assert (result.folder / failure.folder / "failure.json").is_file()
+    assert (result.folder / failure.replay).is_file()
+    verdict = json.loads((result.folder / "verdict.json").read_text())
+    assert verdict["diagnosis"][0]["slug"] == "nan"
+    assert verdict["failures"][0]["run"] == failure.run
+    assert "## What happened in the runs" in (result.folder / "report.md").read_text()
+
+
+def test_the_diagnosis_is_of_the_policy_that_was_asked_for(finished):
+    failed = {f.measurement for f in finished.verdict.findings if f.status == "fail"}
+    assert {name for cause in finished.diagnosis for name in cause.evidence} <= failed
+
+
+def test_the_rungs_of_a_ladder_are_extended_together(tmp_path):
+    from omm_mlff import campaign as campaigns
+    from omm_mlff.profiles import load_profile
+    from omm_mlff.rundir import RunRecord
+
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        PROFILE
+        + """
+[[run]]
+purpose = "timestep"
+system = "water"
+length_ps = 0.05
+n_replicas = 2
+temperature_K = 300
+timestep_fs = [0.25, 0.5]
+"""
+    )
+    campaign = campaigns.plan(
+        SpringPotential(),
+        load_profile(path),
+        seed=0,
+        platform="Reference",
+        folder=tmp_path / "out",
+        resume=False,
+    )
+    measured = campaigns.execute(campaign)
+    (exponent,) = [m for m in measured.measurements if m.name == "timestep.exponent"]
+    assert "-timestep-" in exponent.where.run or "0.2ps" in exponent.where.run
+    name = next(campaign.spec(run).name for run in campaign.runs if run.purpose == "timestep")
+    campaigns.extend(campaign, measured, [name])
+    lengths = {
+        run: RunRecord.open(campaign.run_folder(run)).spec.length_ps for run in campaign.runs
+    }
+    assert {run.purpose: length for run, length in lengths.items()} == {
+        "production": 0.2,
+        "timestep": 0.1,
+    }
+    assert sorted(lengths.values()) == [0.1, 0.1, 0.2]

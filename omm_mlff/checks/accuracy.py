@@ -9,6 +9,8 @@ hotter ones is reported beside it, for information.
 - Forces: RMSE, MAE and R2 over Cartesian components, R2 = 1 - sum (F - F_ref)^2 /
   sum (F_ref - <F_ref>)^2. Cosine and angle between F and F_ref are means over atoms, without those
   whose reference force is below 0.05 eV/angstrom: the direction of nothing is noise.
+- Scale: the least-squares slope of F on F_ref, sum F . F_ref / sum F_ref^2. A potential whose
+  energies and forces are both in another unit agrees with itself; the slope names the unit.
 
 Intervals: frames of one trajectory are alike, so trajectories are the unit of repetition. The
 block jackknife leaves out one at a time (`intervals.jackknife`; the fitted offset is fitted anew
@@ -26,7 +28,17 @@ from numpy.typing import NDArray
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
 from omm_mlff.checks.intervals import Estimate, blocks_of_frames, jackknife
 from omm_mlff.schema import Criterion, Declaration, Measurement, Where
-from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
+from omm_mlff.units import (
+    ANGSTROM_PER_BOHR,
+    ANGSTROM_PER_NM,
+    EV_ANGSTROM_PER_KJMOL_NM,
+    EV_PER_HARTREE,
+    KJMOL_NM_PER_EV_ANGSTROM,
+    KJMOL_PER_EV,
+    KJMOL_PER_HARTREE,
+    KJMOL_PER_KCALMOL,
+    MEV_PER_KJMOL,
+)
 
 HOTTEST_K = 500.0
 """Frames above count as hot: reported, not judged."""
@@ -64,8 +76,27 @@ FORCE_RMSE_ELEMENT = Declaration(
 FORCE_RMSE_HOT = Declaration(
     "accuracy.force_rmse_hot", "info", "eV/angstrom", "the RMSE on frames above 500 K", "accuracy"
 )
+FORCE_SCALE = Declaration(
+    "accuracy.force_scale", "sampled", "1", "slope of the forces on the reference", "accuracy"
+)
 
 Frames = NDArray[np.int64]
+
+_WRONG_UNITS = {
+    "eV for kJ/mol": KJMOL_PER_EV,
+    "kcal/mol for kJ/mol": KJMOL_PER_KCALMOL,
+    "hartree for kJ/mol": KJMOL_PER_HARTREE,
+    "hartree for eV": EV_PER_HARTREE,
+    "eV for kcal/mol": KJMOL_PER_EV / KJMOL_PER_KCALMOL,
+    "angstrom for nm": ANGSTROM_PER_NM,
+    "bohr for angstrom": 1.0 / ANGSTROM_PER_BOHR,
+    "eV/angstrom for kJ/mol/nm": KJMOL_NM_PER_EV_ANGSTROM,
+    "kcal/mol/angstrom for kJ/mol/nm": KJMOL_PER_KCALMOL * ANGSTROM_PER_NM,
+    "hartree/bohr for eV/angstrom": EV_PER_HARTREE / ANGSTROM_PER_BOHR,
+    "hartree/bohr for kJ/mol/nm": EV_PER_HARTREE / ANGSTROM_PER_BOHR * KJMOL_NM_PER_EV_ANGSTROM,
+}
+_NEAR = 0.08
+"""Of a factor, relative: forces of an inaccurate model; the nearest two factors are 18% apart."""
 
 
 def take(evidence: Evidence) -> list[Measurement]:
@@ -86,7 +117,9 @@ def take(evidence: Evidence) -> list[Measurement]:
             **_energy_statistics(energy_error),
             **_force_statistics(force, target),
         }.items():
-            found.append(sampled(row, jackknife(statistic, blocks), where))
+            estimate = jackknife(statistic, blocks)
+            cause = scale_in_words(estimate.value) if row is FORCE_SCALE else ""
+            found.append(sampled(row, estimate, where, cause))
         for symbol, atoms in _elements(evidence).items():
             estimate = force_rmse((force - target)[:, atoms], blocks)
             spot = dataclasses.replace(where, element=symbol)
@@ -145,6 +178,10 @@ def _force_statistics(
         variance = target[frames].var()
         return float(1.0 - square[frames].mean() / variance) if variance else float("nan")
 
+    def scale(frames: Frames) -> float:
+        whole = (target[frames] ** 2).sum()
+        return float((force[frames] * target[frames]).sum() / whole) if whole else float("nan")
+
     def mean_of(values: NDArray[np.float64]) -> Callable[[Frames], float]:
         def mean(frames: Frames) -> float:
             chosen = values[frames][strong[frames]]
@@ -158,7 +195,25 @@ def _force_statistics(
         FORCE_R2: r2,
         FORCE_COSINE: mean_of(cosine),
         FORCE_ANGLE: mean_of(angle),
+        FORCE_SCALE: scale,
     }
+
+
+def scale_in_words(scale: float) -> str:
+    """What a slope of forces on reference forces says of their units, one line."""
+    text = f"forces are {scale:.4g} times the reference's"
+    for words, factor in _WRONG_UNITS.items():
+        for exact, confused in ((1.0 / factor, words), (factor, _reversed(words))):
+            if abs(scale / exact - 1.0) < _NEAR:
+                return f"{text}, as if in {confused} ({exact:.5g})"
+    if abs(scale + 1.0) < _NEAR:
+        return f"{text}: their sign is wrong"
+    return text
+
+
+def _reversed(words: str) -> str:
+    one, other = words.split(" for ")
+    return f"{other} for {one}"
 
 
 def _elements(evidence: Evidence) -> dict[str, NDArray[np.int64]]:
@@ -177,6 +232,10 @@ _CHEMICAL_ENERGY = (
     "chemical accuracy, 1 kcal/mol, for a molecule of 12 atoms (the median of the shipped "
     "systems); reject at 1 kcal/mol for every atom"
 )
+_WRONG_UNIT = (
+    "the units that lie closest, bohr and angstrom, differ by 1.89; a distilled model is within "
+    "some percent of 1 (0.993 to 0.999 in the shipped students)"
+)
 _TEN_PERCENT = "an error of 10% of the force: R2 = 1 - 0.1^2, angle about 0.1 rad"
 
 CHECK = Check(
@@ -193,12 +252,14 @@ CHECK = Check(
         FORCE_R2,
         FORCE_COSINE,
         FORCE_ANGLE,
+        FORCE_SCALE,
         FORCE_RMSE_ELEMENT,
         FORCE_RMSE_HOT,
     ),
     criteria=(
         *bounds(FORCE_RMSE, _CHEMICAL_FORCE, high=(0.0434, 0.434)),
         *bounds(ENERGY_RMSE, _CHEMICAL_ENERGY, high=(3.6, 43.4)),
+        *bounds(FORCE_SCALE, _WRONG_UNIT, low=(None, 0.55), high=(None, 1.8)),
         Criterion("accuracy.force_r2-info", FORCE_R2.name, 0.99, None, "1", "info", _TEN_PERCENT),
         Criterion(
             "accuracy.force_angle-info",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from omm_mlff.schema import (
     Measurement,
     MolecularSystem,
     PotentialCard,
+    Purpose,
     ReferenceLabels,
     Where,
 )
@@ -69,7 +71,7 @@ class Evidence:
         if need == "reference" and self.system.reference is None:
             return f"system {self.system.name!r} has no reference labels"
         if need == "runs" and not self.runs:
-            return f"no run of system {self.system.name!r}"
+            return f"no run of system {self.system.name!r} that this check reads"
         return None
 
     def random(self, check: str) -> np.random.Generator:
@@ -90,6 +92,8 @@ class Check:
     declares : every measurement that it emits
     criteria : default bounds, for policies that include the defaults
     needs : without these, every measurement is not applicable
+    reads : the purposes of the runs that it is shown
+    joint : it looks at all of these runs together; else at one after another
     take : the measuring function; called through `measure`
     """
 
@@ -101,6 +105,8 @@ class Check:
     criteria: tuple[Criterion, ...]
     needs: frozenset[Need]
     take: Callable[[Evidence], list[Measurement]]
+    reads: frozenset[Purpose] = frozenset({"production"})
+    joint: bool = False
 
     def measure(self, evidence: Evidence) -> list[Measurement]:
         """Every measurement that was declared, or the reason why one has no meaning here.
@@ -109,6 +115,8 @@ class Check:
         ------
         AnalysisError : the check emitted something that it has not declared
         """
+        shown = tuple(run for run in evidence.runs if run.spec.purpose in self.reads)
+        evidence = dataclasses.replace(evidence, runs=shown)
         for need in sorted(self.needs):
             reason = evidence.lacking(need)
             if reason is not None:

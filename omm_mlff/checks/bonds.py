@@ -18,7 +18,7 @@ Covalent radii: Cordero et al., Dalton Trans. 2832 (2008), as RDKit tabulates th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, counted, for_each_run, run_where
 from omm_mlff.checks.frames import Sample, frames_longer_than, stretches
-from omm_mlff.schema import Criterion, Declaration, Event, Measurement, Where
+from omm_mlff.errors import AnalysisError
+from omm_mlff.schema import Criterion, Declaration, Event, Measurement, MolecularSystem, Where
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 from omm_mlff.watch import BOND_LIMIT_NM, BOND_TIME_PS, covalent_radii, pair_lengths
 
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 NEW_RADII = 1.2
 _LOOK_PS = 2.5 * PS_PER_FS  # between looks at the pairs without a bond; a quarter of BOND_TIME_PS
 _PIECE_NUMBERS = 2_000_000  # distances held at a time
+_FRAMES_AT_ONCE = 1024
 
 _HYDROGEN = 1
-_CRASHES = frozenset({"nan", "energy", "overlap"})
+CRASH_KINDS = frozenset({"nan", "energy", "overlap"})
+"""Kinds of event that are not a bond's."""
 
 BROKEN = Declaration(
     "stability.broken_bonds", "count", "1", "bonds broken, each once a replica", "bonds"
@@ -117,106 +120,129 @@ def unbonded_pairs(n_atoms: int, bonds: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.argwhere(free)
 
 
+@dataclass(frozen=True, eq=False)
+class IncidentScan:
+    """Looks for incidents in the frames of a run; what only the molecule decides is made once.
+
+    Attributes
+    ----------
+    names : of the atoms, such as "O0"
+    rest : shape (n_bonds,), nm, in the system's structure
+    pairs : shape (n_pairs, 2), all without a bond
+    contact : shape (n_pairs,), nm; closer is a new bond
+    """
+
+    system: MolecularSystem
+    run: RunRecord
+    names: tuple[str, ...]
+    rest: NDArray[np.float64]
+    pairs: NDArray[np.int64]
+    contact: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, system: MolecularSystem, run: RunRecord) -> IncidentScan:
+        """The scan of one run of a system."""
+        rest = pair_lengths(system.positions[None], system.bonds, system.box_vectors)[0]
+        pairs = unbonded_pairs(system.n_atoms, system.bonds)
+        radii = covalent_radii(system.species)
+        contact = NEW_RADII * (radii[pairs[:, 0]] + radii[pairs[:, 1]])
+        return cls(system, run, atom_names(system), rest, pairs, contact)
+
+    def incidents(self, index: int) -> tuple[list[Incident], list[Incident]]:
+        """Bonds broken and bonds made in one replica, each sorted by time.
+
+        A bond that only the simulation itself has seen broken is there too.
+        """
+        replica = self.run.replica(index)
+        sample = Sample(index, replica, replica.n_frames)
+        broken, new = self._broken(sample), self._new(sample)
+        event = self.run.events.get(index)
+        if event is not None and event.kind not in CRASH_KINDS:
+            atoms = (min(event.atoms[:2]), max(event.atoms[:2])) if len(event.atoms) > 1 else ()
+            if atoms not in {item.atoms for item in broken}:
+                broken.append(from_event(index, event))
+        return sorted(broken, key=_by_time), sorted(new, key=_by_time)
+
+    def _broken(self, sample: Sample) -> list[Incident]:
+        bonds, box = self.system.bonds, self.system.box_vectors
+        if not len(bonds):
+            return []
+        size = max(1, _PIECE_NUMBERS // (3 * max(len(bonds), len(self.names))))
+        flags = (
+            np.abs(pair_lengths(piece["positions"], bonds, box) - self.rest) > BOND_LIMIT_NM
+            for piece in stretches(sample, size, ("positions",))
+        )
+        columns, frames = first_lasting(flags, frames_longer_than(BOND_TIME_PS, self.run.dt_ps))
+        return [
+            _incident(sample, bonds[column], int(frame), self.names, self.rest[column], box)
+            for column, frame in zip(columns, frames, strict=True)
+        ]
+
+    def _new(self, sample: Sample) -> list[Incident]:
+        pairs, box = self.pairs, self.system.box_vectors
+        if not len(pairs):
+            return []
+        every = max(1, round(_LOOK_PS / self.run.dt_ps))
+        size = max(1, _PIECE_NUMBERS // (3 * len(pairs))) * every
+
+        def flags() -> Iterator[NDArray[np.bool_]]:
+            seen = 0
+            for piece in stretches(sample, size, ("positions",)):
+                looked_at = piece["positions"][(-seen) % every :: every]
+                seen += len(piece["positions"])
+                if len(looked_at):
+                    yield pair_lengths(looked_at, pairs, box) < self.contact
+
+        enough = frames_longer_than(BOND_TIME_PS, self.run.dt_ps * every)
+        columns, looks = first_lasting(flags(), enough)
+        return [
+            _incident(sample, pairs[column], int(look) * every, self.names, None, box)
+            for column, look in zip(columns, looks, strict=True)
+        ]
+
+
+def _by_time(item: Incident) -> float:
+    return item.time_ps
+
+
 def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     """Broken bonds, new bonds and crashes of one run."""
     system = evidence.system
-    names = [f"{symbol}{i}" for i, symbol in enumerate(_symbols(system.species.tolist()))]
-    bonds = system.bonds
-    rest = pair_lengths(system.positions[None], bonds, system.box_vectors)[0]
-    pairs = unbonded_pairs(system.n_atoms, bonds)
-    radii = covalent_radii(system.species)
-    contact = NEW_RADII * (radii[pairs[:, 0]] + radii[pairs[:, 1]])
-
+    scan = IncidentScan.of(system, run)
     broken: list[Incident] = []
     new: list[Incident] = []
     exposure = 0.0
     for index in range(run.n_replicas):
-        replica = run.replica(index)
-        exposure += replica.n_frames * run.dt_ps
-        sample = Sample(index, replica, replica.n_frames)
-        broken += _broken(sample, run, bonds, rest, names, system.box_vectors)
-        new += _new(sample, run, pairs, contact, names, system.box_vectors)
-    seen = {(item.replica, item.atoms) for item in broken}
-    crashes = []
-    for index, event in sorted(run.events.items()):
-        atoms = (min(event.atoms[:2]), max(event.atoms[:2])) if len(event.atoms) > 1 else ()
-        if event.kind in _CRASHES:
-            crashes.append(_from_event(index, event))
-        elif (index, atoms) not in seen:
-            broken.append(_from_event(index, event))
-    broken.sort(key=lambda item: item.time_ps)
-    new.sort(key=lambda item: item.time_ps)
-    transfers = _transfers(broken, new, bonds, system.species, names)
+        exposure += run.replica(index).n_frames * run.dt_ps
+        lost, made = scan.incidents(index)
+        broken += lost
+        new += made
+    crashes = [
+        from_event(index, event)
+        for index, event in sorted(run.events.items())
+        if event.kind in CRASH_KINDS
+    ]
+    broken.sort(key=_by_time)
+    new.sort(key=_by_time)
+    moved = transfers(broken, new, system.species, scan.names)
     where = run_where(evidence, run)
     return [
-        _counted(declaration, incidents, where, run.n_replicas, exposure, transfers)
+        _counted(declaration, incidents, where, run.n_replicas, exposure, moved)
         for declaration, incidents in ((BROKEN, broken), (NEW, new), (CRASHES, crashes))
-    ]
-
-
-def _broken(
-    sample: Sample,
-    run: RunRecord,
-    bonds: NDArray[np.int64],
-    rest: NDArray[np.float64],
-    names: list[str],
-    box_vectors: NDArray[np.float64] | None,
-) -> list[Incident]:
-    if not len(bonds):
-        return []
-    size = max(1, _PIECE_NUMBERS // (3 * max(len(bonds), len(names))))
-    flags = (
-        np.abs(pair_lengths(piece["positions"], bonds, box_vectors) - rest) > BOND_LIMIT_NM
-        for piece in stretches(sample, size, ("positions",))
-    )
-    columns, frames = first_lasting(flags, frames_longer_than(BOND_TIME_PS, run.dt_ps))
-    return [
-        _incident(sample, run, bonds[column], int(frame), names, rest[column], box_vectors)
-        for column, frame in zip(columns, frames, strict=True)
-    ]
-
-
-def _new(
-    sample: Sample,
-    run: RunRecord,
-    pairs: NDArray[np.int64],
-    contact: NDArray[np.float64],
-    names: list[str],
-    box_vectors: NDArray[np.float64] | None,
-) -> list[Incident]:
-    if not len(pairs):
-        return []
-    every = max(1, round(_LOOK_PS / run.dt_ps))
-    size = max(1, _PIECE_NUMBERS // (3 * len(pairs))) * every
-
-    def flags() -> Iterator[NDArray[np.bool_]]:
-        seen = 0
-        for piece in stretches(sample, size, ("positions",)):
-            looked_at = piece["positions"][(-seen) % every :: every]
-            seen += len(piece["positions"])
-            if len(looked_at):
-                yield pair_lengths(looked_at, pairs, box_vectors) < contact
-
-    columns, looks = first_lasting(flags(), frames_longer_than(BOND_TIME_PS, run.dt_ps * every))
-    return [
-        _incident(sample, run, pairs[column], int(look) * every, names, None, box_vectors)
-        for column, look in zip(columns, looks, strict=True)
     ]
 
 
 def _incident(
     sample: Sample,
-    run: RunRecord,
     pair: NDArray[np.int64],
     frame: int,
-    names: list[str],
+    names: Sequence[str],
     rest_nm: float | None,
     box_vectors: NDArray[np.float64] | None,
 ) -> Incident:
-    positions = sample.replica.positions[frame : frame + 1]
-    length = float(pair_lengths(positions, pair[None], box_vectors)[0, 0])
+    time, positions = _frame(sample, frame)
+    length = float(pair_lengths(positions[None], pair[None], box_vectors)[0, 0])
     i, j = int(pair[0]), int(pair[1])
-    time = float(sample.replica.time[frame])
     angstrom = length * ANGSTROM_PER_NM
     if rest_nm is None:
         what = f"{names[i]} and {names[j]} bonded at {angstrom:.2f} angstrom"
@@ -226,18 +252,33 @@ def _incident(
     return Incident(sample.index, (i, j), frame, time, length, what)
 
 
-def _from_event(replica: int, event: Event) -> Incident:
+def _frame(sample: Sample, frame: int) -> tuple[float, NDArray[np.float64]]:
+    """Time and positions of one frame; the others do not stay in memory."""
+    first = 0
+    for piece in stretches(sample, _FRAMES_AT_ONCE, ("time", "positions")):
+        if frame < first + len(piece["time"]):
+            return float(piece["time"][frame - first]), piece["positions"][frame - first]
+        first += len(piece["time"])
+    raise AnalysisError(f"replica {sample.index} has {first} frames, no frame {frame}")
+
+
+def from_event(replica: int, event: Event) -> Incident:
+    """What a simulation saw when it stopped a replica, as an incident."""
     return Incident(replica, event.atoms, None, event.time_ps, event.value, event.detail)
 
 
-def _transfers(
-    broken: list[Incident],
-    new: list[Incident],
-    bonds: NDArray[np.int64],
+def transfers(
+    broken: Sequence[Incident],
+    new: Sequence[Incident],
     species: NDArray[np.int64],
-    names: list[str],
+    names: Sequence[str],
 ) -> dict[tuple[int, tuple[int, ...]], str]:
-    """Hydrogens that lose their bond and make another, in the words for either incident."""
+    """Hydrogens that lose their bond and make another, in words.
+
+    Returns
+    -------
+    by (replica, atoms) of either incident
+    """
     found: dict[tuple[int, tuple[int, ...]], str] = {}
     for lost in broken:
         for made in new:
@@ -260,13 +301,13 @@ def _counted(
     where: Where,
     n_replicas: int,
     exposure: float,
-    transfers: dict[tuple[int, tuple[int, ...]], str],
+    moved: dict[tuple[int, tuple[int, ...]], str],
 ) -> Measurement:
     cause = ""
     if incidents:
         first = incidents[0]
         words = first.detail
-        transfer = transfers.get((first.replica, first.atoms))
+        transfer = moved.get((first.replica, first.atoms))
         if transfer and declaration is not CRASHES:
             words = f"{transfer} ({words})"
         cause = f"{words}, replica {first.replica} at {first.time_ps:.4g} ps"
@@ -286,11 +327,12 @@ def _counted(
     )
 
 
-def _symbols(species: list[int]) -> list[str]:
+def atom_names(system: MolecularSystem) -> tuple[str, ...]:
+    """Element and index of every atom, such as "O0"."""
     from rdkit.Chem import GetPeriodicTable
 
     table = GetPeriodicTable()
-    return [str(table.GetElementSymbol(int(number))) for number in species]
+    return tuple(f"{table.GetElementSymbol(int(z))}{i}" for i, z in enumerate(system.species))
 
 
 _NO_CHEMISTRY = (

@@ -66,6 +66,7 @@ ENERGY_CHANGE = Declaration(
     "%",
     "|E_end - E_0| / |E_0|, E_0 without atomic reference energies",
     "drift",
+    error_exponent=0.0,
 )
 FLUCTUATION = Declaration(
     "nve.fluctuation", "info", "meV/atom", "rms of the detrended total energy", "drift"

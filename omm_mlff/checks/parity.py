@@ -40,7 +40,7 @@ def take(evidence: Evidence) -> list[Measurement]:
     if direct is None:
         reason = f"{evidence.card.name} cannot be evaluated other than by OpenMM"
         return [absent(row, where, reason) for row in CHECK.declares]
-    energies, forces = evaluator.evaluate(positions)
+    energies, forces = evaluator.evaluate(positions, batched=False)
     energy, frame = worst(np.abs(energies - direct[0]) * (MEV_PER_KJMOL / system.n_atoms))
     difference = np.abs(forces - direct[1]) * EV_ANGSTROM_PER_KJMOL_NM
     force, place = worst(difference.ravel())

@@ -34,6 +34,7 @@ COMMANDS = {
     "simulate": "Run dynamics with a model, recording every step.",
     "models": "List the models that ship, with their cards.",
     "systems": "List the systems that ship, with their reference labels.",
+    "prove": "Try validation on potentials whose truth is known.",
     "distill": "Sample, label and train: make a student from a teacher.",
     "doctor": "Check that this installation can run what it is asked to.",
 }

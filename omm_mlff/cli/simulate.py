@@ -12,6 +12,13 @@ import click
 @click.option("--system", required=True, metavar="NAME|FILE", help="What is simulated.")
 @click.option("--length-ps", default=1.0, show_default=True, type=click.FloatRange(min=0))
 @click.option("--temperature", "temperature_K", default=300.0, show_default=True, help="K.")
+@click.option(
+    "--ensemble",
+    default="nve",
+    show_default=True,
+    type=click.Choice(["nve", "nvt"]),
+    help="nve: Verlet from the structure at rest; nvt: LangevinMiddle.",
+)
 @click.option("--timestep-fs", default=0.5, show_default=True, type=click.FloatRange(min=1e-3))
 @click.option("--replicas", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--stride", default=1, show_default=True, type=click.IntRange(min=1))
@@ -38,6 +45,7 @@ def simulate(
     system: str,
     length_ps: float,
     temperature_K: float,
+    ensemble: str,
     timestep_fs: float,
     replicas: int,
     stride: int,
@@ -47,7 +55,7 @@ def simulate(
     out: Path,
     resume: bool,
 ) -> None:
-    """Run NVE dynamics with a model and record energies and forces at every step."""
+    """Run dynamics with a model and record energies and forces at every step."""
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.potentials.registry import load_potential
     from omm_mlff.schema import RunSpec
@@ -65,6 +73,8 @@ def simulate(
         platform=platform,
         precision=precision,  # type: ignore[arg-type]  # click has checked the choice
         record_stride=stride,
+        ensemble=ensemble,
+        purpose="thermostat" if ensemble == "nvt" else "production",
     )
     potential, molecular_system = load_potential(model), load_system(system)
     with shown_progress() as progress:

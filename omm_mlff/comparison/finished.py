@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError, RunDirectoryError
-from omm_mlff.judge import MeasurementFile
+from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.rundir import RunRecord
 from omm_mlff.schema import Finding, RunSpec, Verdict
 

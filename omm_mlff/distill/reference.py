@@ -28,7 +28,7 @@ from omm_mlff.units import (
 )
 
 if TYPE_CHECKING:
-    from omm_mlff.distill.teacher import Teacher
+    from omm_mlff.teachers.ani import Teacher
 
 Float = NDArray[np.float64]
 

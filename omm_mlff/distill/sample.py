@@ -23,9 +23,9 @@ from omm_mlff.distill.molecules import (
     molecule_names,
     random_rotation,
 )
-from omm_mlff.distill.teacher import Teacher
 from omm_mlff.distill.workers import spread
-from omm_mlff.distill.xtb import xtb_labels
+from omm_mlff.teachers.ani import Teacher
+from omm_mlff.teachers.xtb import xtb_labels
 
 Float = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]

@@ -24,11 +24,11 @@ from omm_mlff.distill.frames import Frames, LabelledFrames, data_hash, load_labe
 from omm_mlff.distill.label import load_references
 from omm_mlff.distill.sample import MAIN
 from omm_mlff.distill.surface import student_function
-from omm_mlff.distill.teacher import TEACHER_NAME
-from omm_mlff.distill.xtb import XTB_NAME
 from omm_mlff.errors import InputError, OutputExistsError, UnknownNameError
 from omm_mlff.students.checkpoint import save_student
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
+from omm_mlff.teachers.ani import TEACHER_NAME
+from omm_mlff.teachers.xtb import XTB_NAME
 
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.csv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +98,19 @@ class StudentPotential:
     def reference_energy(self, system: MolecularSystem) -> float:
         atomic = self.student.reference_energy(torch.from_numpy(system.species))
         return float(atomic.sum()) * KJMOL_PER_EV
+
+    def in_float64(self) -> StudentPotential | None:
+        """The same weights with the network in float64; None where it is in float64 already.
+
+        What the two differ by is the rounding of the network.
+        """
+        if self.student.dtype == torch.float64:
+            return None
+        twin = copy.copy(self)
+        twin.student = copy.deepcopy(self.student)
+        twin.student.network.double()
+        twin._card = dataclasses.replace(self._card, dtype="float64")
+        return twin
 
     def _known(self) -> Sequence[int]:
         return self.student.config.species

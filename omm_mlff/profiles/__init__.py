@@ -11,6 +11,7 @@ A profile is one TOML file, shipped beside this module or the user's own:
     n_replicas = 8
     temperature_K = 300
     timestep_fs = 0.5                # optional
+    purpose = "production"           # optional; or survival, timestep, thermostat (see RunSpec)
 
     [[out_of_scope]]                 # not judged under this profile, and the report says so
     policy = "m6"
@@ -25,15 +26,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omm_mlff.data import shipped_names
 from omm_mlff.errors import PolicyError
 from omm_mlff.policies import find_toml, read_toml
-from omm_mlff.schema import Precision, RunSpec
+from omm_mlff.schema import Precision, Purpose, RunSpec
 
 _FOLDER = Path(__file__).resolve().parent
-_RUN_KEYS = ("system", "length_ps", "n_replicas", "temperature_K", "timestep_fs")
+_RUN_KEYS = ("system", "length_ps", "n_replicas", "temperature_K", "timestep_fs", "purpose")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class PlannedRun:
     n_replicas: int
     temperature_K: float
     timestep_fs: float = 0.5
+    purpose: Purpose = "production"
 
     def spec(
         self, potential: str, seed: int, platform: str = "auto", precision: Precision = "double"
@@ -60,6 +62,8 @@ class PlannedRun:
             timestep_fs=self.timestep_fs,
             platform=platform,
             precision=precision,
+            ensemble="nvt" if self.purpose == "thermostat" else "nve",
+            purpose=self.purpose,
         )
 
 
@@ -176,8 +180,13 @@ def _runs(row: Mapping[str, Any], origin: str) -> list[PlannedRun]:
     lengths = _numbers(row, "length_ps", origin)
     temperatures = _numbers(row, "temperature_K", origin)
     timesteps = _numbers(row, "timestep_fs", origin) if "timestep_fs" in row else [0.5]
+    purpose = row.get("purpose", "production")
+    if purpose not in get_args(Purpose):
+        raise PolicyError(
+            f"{origin}: unknown purpose {purpose!r}; one of {', '.join(get_args(Purpose))}"
+        )
     return [
-        PlannedRun(system, length, replicas, temperature, timestep)
+        PlannedRun(system, length, replicas, temperature, timestep, purpose)
         for system in systems
         for length in lengths
         for temperature in temperatures

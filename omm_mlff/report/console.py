@@ -18,8 +18,12 @@ from omm_mlff.report.judged import Judged
 from omm_mlff.report.wording import (
     bound,
     exact_place,
+    excess,
+    first_of_each_run,
+    happened,
     in_sentence,
     label,
+    named,
     needed_by_run,
     not_applicable,
     place,
@@ -73,6 +77,7 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
                 f"Policy {other.policy}: ", (other.name, _STYLES[other.name]), f". {reason(other)}"
             )
         )
+    _diagnosis(judged, console)
     _table(verdict, console)
     _failures(verdict, console)
     _open_questions(verdict, console)
@@ -82,8 +87,17 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
         console.print(Text(f"Written to {files[0].parent}: {names}"), soft_wrap=True)
 
 
+def _diagnosis(judged: Judged, console: Console) -> None:
+    if not judged.diagnosis:
+        return
+    console.print()
+    console.print(Text("Diagnosis", style="bold"))
+    _bullets(console, [named(cause) for cause in judged.diagnosis])
+    _bullets(console, [happened(failure) for failure in first_of_each_run(judged.failures)])
+
+
 def _table(verdict: Verdict, console: Console) -> None:
-    rows = _worth_a_row(verdict)
+    rows, beside = _one_pass_a_check(_worth_a_row(verdict))
     if not rows:
         return
     unicode = console.encoding.startswith("utf")
@@ -102,7 +116,10 @@ def _table(verdict: Verdict, console: Console) -> None:
         word, style = _WORDS[row.status]
         if row.severity == "info":
             word, style = ("info", "dim") if row.status == "pass" else ("note", "dim")
-        cells = [_broken(label(row)), with_error(row), _short_bound(row), place(row)]
+        name = _broken(label(row))
+        if beside.get(id(row)):
+            name += f"\n  and {beside[id(row)]} more"
+        cells = [name, with_error(row), _short_bound(row), place(row)]
         if not unicode:
             cells = [cell.replace("±", "+-") for cell in cells]
         table.add_row(Text(word, style=style), *map(Text, cells))
@@ -121,6 +138,29 @@ def _worth_a_row(verdict: Verdict) -> list[Finding]:
         if known is None or (met_both and row.severity == "limit"):
             chosen[label(row)] = row
     return list(chosen.values())
+
+
+def _one_pass_a_check(rows: Sequence[Finding]) -> tuple[list[Finding], dict[int, int]]:
+    """Of the passes of a check, the one that is nearest to its bound; all rows of other kinds.
+
+    Returns
+    -------
+    the rows in their order, and by id: how many more passes of its check a row stands for
+    """
+    tightest: dict[str, Finding] = {}
+    beside: dict[int, int] = {}
+    passes = [row for row in rows if row.status == "pass" and row.severity != "info"]
+    for row in passes:
+        check = row.measurement.partition(".")[0]
+        known = tightest.get(check)
+        if known is None or excess(row) > excess(known):
+            tightest[check] = row
+    for check, row in tightest.items():
+        alike = [other for other in passes if other.measurement.partition(".")[0] == check]
+        beside[id(row)] = len(alike) - 1
+    kept = {id(row) for row in tightest.values()}
+    shown = [row for row in rows if id(row) in kept or row.status != "pass"]
+    return shown + [row for row in rows if row.status == "pass" and row.severity == "info"], beside
 
 
 def _once(findings: Sequence[Finding]) -> list[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omm_mlff.schema import Verdict
+from omm_mlff.schema import Cause, ExplainedFailure, Verdict
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Judged:
     policy : the one whose verdict counts, a key of `verdicts`
     verdicts : by policy
     provenance : versions, device, hashes, seed; "command" repeats the validation
+    diagnosis : what the failures under `policy` come from, the first cause first
+    failures : what happened in the runs behind them, replica by replica
     """
 
     model: Mapping[str, Any]
@@ -27,6 +29,8 @@ class Judged:
     policy: str
     verdicts: Mapping[str, Verdict]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: tuple[Cause, ...] = ()
+    failures: tuple[ExplainedFailure, ...] = ()
 
     def __post_init__(self) -> None:
         if self.policy not in self.verdicts:

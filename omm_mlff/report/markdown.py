@@ -11,8 +11,10 @@ from omm_mlff.report.judged import Judged
 from omm_mlff.report.wording import (
     bound,
     exact_place,
+    happened,
     in_sentence,
     interval,
+    named,
     needed_by_run,
     not_applicable,
     number,
@@ -38,6 +40,12 @@ def as_markdown(judged: Judged) -> str:
             [(name, v.name, reason(v)) for name, v in judged.verdicts.items()],
         ),
     ]
+    if judged.diagnosis:
+        lines += ["", "## Diagnosis", ""]
+        lines += [f"{rank}. {named(cause)}" for rank, cause in enumerate(judged.diagnosis, start=1)]
+    if judged.failures:
+        lines += ["", "## What happened in the runs", ""]
+        lines += [f"- {happened(failure)}" for failure in judged.failures]
     for verdict in (judged.verdict, *judged.others):
         lines += _policy(verdict)
     lines += ["", "## Model", "", *_mapping(judged.model)]

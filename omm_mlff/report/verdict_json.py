@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def as_json(judged: Judged) -> dict[str, Any]:
             for verdict in (judged.verdict, *judged.others)
             for finding in verdict.findings
         ],
+        "diagnosis": [dataclasses.asdict(cause) for cause in judged.diagnosis],
+        "failures": [dataclasses.asdict(failure) for failure in judged.failures],
         "provenance": finite(dict(judged.provenance)),
     }
 

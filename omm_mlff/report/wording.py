@@ -6,11 +6,35 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from omm_mlff.schema import Finding, Verdict
+from omm_mlff.schema import Cause, ExplainedFailure, Finding, Verdict
 
 _URGENCY = {"fail": 0, "not-measured": 1, "undecided": 2, "pass": 3, "not-applicable": 4}
 _WEIGHT = {"reject": 0, "limit": 1, "info": 2}
 _PLAINNESS = {"count": 0, "deterministic": 1, "sampled": 2, "info": 3, None: 4}
+
+
+def named(cause: Cause) -> str:
+    """A cause in one line, with what shows it."""
+    on = f" on {cause.system}" if cause.system else ""
+    text = (
+        f"{cause.slug} ({cause.severity}): {cause.sentence}; shown by {', '.join(cause.evidence)}"
+    )
+    return f"{text}{on}"
+
+
+def happened(failure: ExplainedFailure) -> str:
+    """What happened to a replica, and where it can be seen again."""
+    also = f" ({failure.n_failed} replicas have symptoms)" if failure.n_failed > 1 else ""
+    where = f"replay it with {failure.replay}" if failure.replay else f"see {failure.folder}"
+    return f"{failure.run}, replica {failure.replica}: {failure.sentence}{also}; {where}"
+
+
+def first_of_each_run(failures: Iterable[ExplainedFailure]) -> list[ExplainedFailure]:
+    """The replica that failed first, of every run."""
+    first: dict[str, ExplainedFailure] = {}
+    for failure in failures:
+        first.setdefault(failure.run, failure)
+    return list(first.values())
 
 
 def reason(verdict: Verdict) -> str:
@@ -171,10 +195,10 @@ def repeat_command(model: str, profile: str, policy: str, recorded: object) -> s
 
 
 def _badness(finding: Finding) -> tuple[int, float]:
-    return _URGENCY[finding.status], -_excess(finding)
+    return _URGENCY[finding.status], -excess(finding)
 
 
-def _excess(finding: Finding) -> float:
+def excess(finding: Finding) -> float:
     """How far the value lies toward or beyond its bound, in widths of the bound."""
     value, low, high = finding.value, finding.low, finding.high
     if value is None:

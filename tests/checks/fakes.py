@@ -108,7 +108,7 @@ class FakeEvaluator:
         self.n_evaluations = 0
         self.closed = False
 
-    def evaluate(self, positions, box_vectors=None):
+    def evaluate(self, positions, box_vectors=None, *, batched=True):
         self.n_evaluations += len(positions)
         pairs = [self.function(frame, self.system) for frame in positions]
         return np.array([e for e, _ in pairs]), np.array([f for _, f in pairs])

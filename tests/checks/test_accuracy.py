@@ -8,7 +8,13 @@ from checks.fakes import FakeEvaluator, Pairs, by_name, card, labels, water, wit
 
 from omm_mlff.checks import accuracy
 from omm_mlff.checks.base import Evidence
-from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
+from omm_mlff.units import (
+    EV_ANGSTROM_PER_KJMOL_NM,
+    EV_PER_HARTREE,
+    KJMOL_PER_EV,
+    KJMOL_PER_KCALMOL,
+    MEV_PER_KJMOL,
+)
 
 TRAJECTORY = np.repeat(np.arange(8), 10)
 COOL = np.full(80, 300.0)
@@ -154,3 +160,51 @@ def test_a_model_that_gives_nan_has_an_error_of_nan_and_not_of_zero() -> None:
     found = by_name(measured(broken))
     assert np.isnan(found["accuracy.force_rmse"].value)
     assert np.isnan(found["accuracy.energy_rmse"].value)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1.0 / KJMOL_PER_EV, "in eV for kJ/mol"),
+        (KJMOL_PER_EV, "in kJ/mol for eV"),
+        (1.0 / KJMOL_PER_KCALMOL, "in kcal/mol for kJ/mol"),
+        (KJMOL_PER_KCALMOL, "in kJ/mol for kcal/mol"),
+        (0.1, "in angstrom for nm"),
+        (10.0, "in nm for angstrom"),
+        (EV_PER_HARTREE, "in eV for hartree"),
+        (1.0 / (10.0 * KJMOL_PER_EV), "in eV/angstrom for kJ/mol/nm"),
+        (-1.0, "sign is wrong"),
+    ],
+)
+def test_a_potential_that_is_whole_in_another_unit_is_named(factor: float, words: str) -> None:
+    def other(positions, system):
+        energy, forces = MODEL(positions, system)
+        return factor * energy, factor * forces
+
+    found = by_name(measured(other))["accuracy.force_scale"]
+    assert found.value == pytest.approx(factor, rel=1e-12)
+    assert found.ci_low == pytest.approx(factor, rel=1e-9)
+    assert words in found.cause
+    (reject,) = [c for c in accuracy.CHECK.criteria if c.measurement == found.name]
+    assert reject.severity == "reject"
+    assert not reject.low <= found.value <= reject.high
+
+
+def test_the_scale_of_an_inaccurate_model_is_near_one_and_its_interval_covers_it() -> None:
+    """Errors that are independent of the force: the slope stays 1."""
+    random = np.random.default_rng(4)
+
+    def inaccurate(positions, system):
+        energy, forces = MODEL(positions, system)
+        return energy, forces + 3.0 * random.normal(size=forces.shape)
+
+    found = by_name(measured(inaccurate))["accuracy.force_scale"]
+    assert found.ci_low < 1.0 < found.ci_high
+    assert found.standard_error < 0.02
+    assert "as if" not in found.cause
+
+
+def test_nearest_factors_are_told_apart() -> None:
+    assert "eV for kcal/mol" in accuracy.scale_in_words(1.0 / 23.06)
+    assert "hartree for eV" in accuracy.scale_in_words(1.0 / 27.21)
+    assert "as if" not in accuracy.scale_in_words(1.3)

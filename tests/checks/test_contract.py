@@ -45,6 +45,15 @@ def shipped_evidence(folder):
     return StudentPotential("tiny"), little_water(), 300.0
 
 
+def potential_is_unsound(evidence: Evidence) -> bool:
+    """An untrained network: its forces are the gradient of its energy, no more."""
+    return evidence.live.potential.spec.endswith("untrained")
+
+
+SURFACE = {"short_range", "smoothness", "survival", "vibrations"}
+"""Checks of the energy surface's shape, which nobody promises for an untrained network."""
+
+
 def little_water() -> MolecularSystem:
     """Shipped water with an eighth of its reference frames."""
     system = load_system("water")
@@ -90,13 +99,17 @@ def test_what_is_declared_is_emitted(name: str, measured) -> None:
 def test_a_measurement_is_complete_for_its_kind(name: str, measured, evidence) -> None:
     for row in measured[name]:
         assert row.where.system == evidence.system.name
-        if "runs" in CHECKS[name].needs:
+        check = CHECKS[name]
+        if "runs" in check.needs and not check.joint and "production" in check.reads:
             assert row.where.run == evidence.runs[0].spec.name
             assert row.where.temperature_K == 300.0
         if row.value is None:
             assert len(row.not_applicable) > 10
             continue
-        assert math.isfinite(row.value)
+        if not math.isfinite(row.value):  # it fails any bound, and says why
+            assert len(row.cause) > 10
+            assert potential_is_unsound(evidence)
+            continue
         assert row.n_samples >= 1
         assert row.ci_low <= row.value <= row.ci_high
         if row.kind == "deterministic":
@@ -137,6 +150,8 @@ def test_without_what_it_needs_every_measurement_says_why(name: str, evidence) -
 def test_a_sound_potential_stays_inside_every_deterministic_bound(measured, evidence) -> None:
     dtype = evidence.card.dtype
     for check in CHECKS.values():
+        if potential_is_unsound(evidence) and check.name in SURFACE:
+            continue
         for criterion in check.criteria:
             if criterion.dtypes and dtype not in criterion.dtypes:
                 continue

@@ -127,11 +127,12 @@ def test_the_copies_never_come_closer_than_they_should() -> None:
 
     def watching(positions, system):
         r = positions[3:, None] - positions[None, :3]
-        seen.append(np.sqrt((r**2).sum(-1)).min())
+        radii = cutoff.van_der_waals_radii(water().species)
+        seen.append((np.sqrt((r**2).sum(-1)) / (radii[:, None] + radii[None, :])).min())
         return SWITCHED(positions, system)
 
     measured(watching)
-    assert min(seen) > 0.9 * cutoff.CLOSEST_NM
+    assert min(seen) > 0.9 * cutoff.CLOSEST
 
 
 def test_no_cutoff_or_no_second_copy_is_not_applicable() -> None:

@@ -15,7 +15,16 @@ from omm_mlff.checks import drift, registry
 from omm_mlff.checks.registry import all_checks, all_declarations, default_criteria
 from omm_mlff.errors import InputError
 
-NO_CHECKS = {"base", "frames", "intervals", "registry"}
+NO_CHECKS = {
+    "base",
+    "frames",
+    "intervals",
+    "kaplan_meier",
+    "normal_modes",
+    "registry",
+    "relaxation",
+    "scans",
+}
 
 
 def test_every_file_is_a_check_or_is_named_here_as_none() -> None:

@@ -89,3 +89,26 @@ def test_a_water_box_is_served_with_a_neighbour_list():
     assert energies[0] == pytest.approx(energies[1], rel=1e-7)
     np.testing.assert_allclose(forces[0], forces[1], atol=1e-3 * np.abs(forces[0]).max())
     assert np.abs(forces[0].sum(0)).max() < 1e-3 * np.abs(forces[0]).max()
+
+
+def test_the_float64_twin_has_the_same_weights_and_differs_by_rounding():
+    system = load_system("water")
+    potential = StudentPotential("ultra-tiny")
+    twin = potential.in_float64()
+    assert (potential.card.dtype, twin.card.dtype) == ("float32", "float64")
+    assert twin.card.sha256 == potential.card.sha256
+    for name, weight in potential.student.state_dict().items():
+        assert twin.student.state_dict()[name].equal(weight.double()), name
+    frames = system.reference.positions[:4]
+    energies, forces = potential.energies_and_forces(frames, system)
+    exact_energies, exact_forces = twin.energies_and_forces(frames, system)
+    assert 0.0 < np.abs(energies - exact_energies).max() < 1e-3
+    error = np.sqrt(((forces - exact_forces) ** 2).mean() / (exact_forces**2).mean())
+    assert 1e-8 < error < 1e-5
+
+
+def test_making_a_twin_leaves_the_student_as_it_was_and_a_twin_has_none():
+    potential = StudentPotential("ultra-tiny")
+    twin = potential.in_float64()
+    assert str(potential.student.dtype) == "torch.float32"
+    assert twin.in_float64() is None

@@ -62,6 +62,8 @@ def test_verdict_json_follows_schema_1(tmp_path: Path, model: Any, policy: str) 
         "verdict",
         "policies",
         "findings",
+        "diagnosis",
+        "failures",
         "provenance",
     ]
     assert content["schema"] == 1

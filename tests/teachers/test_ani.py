@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from omm_mlff.distill import teacher as teacher_module
 from omm_mlff.distill.molecules import build_molecule
-from omm_mlff.distill.xtb import xtb_labels
 from omm_mlff.errors import MissingPackageError, UnsupportedSystemError
+from omm_mlff.teachers import ani as teacher_module
+from omm_mlff.teachers.xtb import xtb_labels
 
 
 def displaced(name, n_frames, size=0.05):

@@ -1,0 +1,485 @@
+"""Names what is wrong with a model: from failed findings to causes, the first cause first.
+
+One fault fails many criteria: forces that differ from call to call also have no energy whose
+gradient they are, an energy that drifts, and a different answer after every rotation. The rules
+below are tried in order, from faults that spoil every other figure to those that spoil only their
+own; each takes the failed findings that it explains off the table, and what is left at the end is
+named after the criterion that failed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from omm_mlff.schema import Cause, Finding, Measurement, Severity
+from omm_mlff.units import (
+    ANGSTROM_PER_BOHR,
+    ANGSTROM_PER_NM,
+    KJMOL_PER_EV,
+    KJMOL_PER_HARTREE,
+    KJMOL_PER_KCALMOL,
+)
+
+_UNIT_FACTORS = {
+    "eV for kJ/mol": KJMOL_PER_EV,
+    "hartree for kJ/mol": KJMOL_PER_HARTREE,
+    "kcal/mol for kJ/mol": KJMOL_PER_KCALMOL,
+    "hartree for eV": KJMOL_PER_HARTREE / KJMOL_PER_EV,
+    "eV for kcal/mol": KJMOL_PER_EV / KJMOL_PER_KCALMOL,
+    "angstrom for nm": ANGSTROM_PER_NM,
+    "bohr for angstrom": ANGSTROM_PER_BOHR,
+    "bohr for nm": ANGSTROM_PER_NM / ANGSTROM_PER_BOHR,
+    "eV/angstrom for kJ/mol/nm": KJMOL_PER_EV * ANGSTROM_PER_NM,
+    "hartree/bohr for kJ/mol/nm": KJMOL_PER_HARTREE * ANGSTROM_PER_NM / ANGSTROM_PER_BOHR,
+    "hartree/bohr for eV/angstrom": KJMOL_PER_HARTREE / KJMOL_PER_EV / ANGSTROM_PER_BOHR,
+}
+_UNIT_TOLERANCE = 0.03  # relative; a sound student is off by 1%, the nearest factors are 8% apart
+
+_NOT_FINITE = re.compile(r"\bnot finite\b|\bNaN\b|\bnan\b|has no energy beyond")
+
+_EVALUATION = (
+    "attribution",
+    "box",
+    "cutoff",
+    "determinism",
+    "extensivity",
+    "gradient",
+    "invariance",
+    "jumps",
+    "momentum",
+    "nve",
+    "parity",
+    "precision",
+    "restart",
+    "short_range",
+    "smoothness",
+    "stability",
+    "structure",
+    "thermostat",
+    "timestep",
+    "vibrations",
+)
+_DYNAMICS = ("attribution", "nve", "stability", "structure", "survival", "thermostat", "timestep")
+_MOVED = (*_DYNAMICS, "accuracy", "along", "distribution", "vibrations", "torsions", "conformers")
+
+
+class Facts:
+    """What was measured, and which failed findings no cause explains yet.
+
+    Parameters
+    ----------
+    findings : of every policy that was judged
+    measurements : all of them, also those that no criterion bounds
+    """
+
+    def __init__(self, findings: Iterable[Finding], measurements: Sequence[Measurement]) -> None:
+        failed = [f for f in findings if f.status == "fail" and f.severity != "info"]
+        failed.sort(key=lambda f: f.severity != "reject")  # stable: reject first
+        self.open = failed
+        self.measurements = measurements
+
+    def failed(self, *names: str) -> list[Finding]:
+        """Failed findings on these measurements, or on all of a check's ("cutoff")."""
+        return [f for f in self.open if _named(f.measurement, names)]
+
+    def largest(self, name: str, system: str | None) -> float:
+        """A measurement on a system, the largest in size; NaN where it was not measured."""
+        values = [
+            m.value
+            for m in self.measurements
+            if m.name == name and m.where.system == system and m.value is not None
+        ]
+        return max(values, key=abs, default=math.nan)
+
+    def explain(self, *names: str) -> None:
+        """Take the failed findings on these measurements off the table."""
+        self.open = [f for f in self.open if not _named(f.measurement, names)]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One cause: what shows it, and which failures follow from it.
+
+    Attributes
+    ----------
+    shows : the failed findings that show the cause; none where it is not the cause
+    explains : measurements, or checks, whose failures follow from it
+    """
+
+    slug: str
+    sentence: str
+    shows: Callable[[Facts], list[Finding]]
+    explains: tuple[str, ...] = ()
+
+
+def diagnose(findings: Iterable[Finding], measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
+    """What the failed findings come from, the most fundamental cause first.
+
+    Parameters
+    ----------
+    findings : of every policy that was judged
+    measurements : everything that was measured
+
+    Returns
+    -------
+    nothing where nothing failed
+    """
+    facts = Facts(findings, measurements)
+    causes = []
+    for rule in RULES:
+        shown = rule.shows(facts)
+        if shown:
+            causes.append(_cause(rule.slug, rule.sentence, shown))
+            own = tuple(f.measurement for f in shown)
+            facts.explain(*own, *rule.explains)
+    for names, slug, sentence in _FALLBACK:
+        shown = facts.failed(*names)
+        if shown:
+            causes.append(_cause(slug, sentence, shown))
+            facts.explain(*names)
+    for finding in list(facts.open):
+        if finding in facts.open:  # the rest is named after its check
+            check = finding.measurement.partition(".")[0]
+            shown = facts.failed(check)
+            causes.append(_cause(check.replace("_", "-"), f"the check {check} failed", shown))
+            facts.explain(check)
+    return tuple(sorted(causes, key=lambda cause: cause.severity != "reject"))
+
+
+def _named(measurement: str, names: Sequence[str]) -> bool:
+    return measurement in names or measurement.partition(".")[0] in names
+
+
+def _cause(slug: str, sentence: str, shown: Sequence[Finding]) -> Cause:
+    first = shown[0]
+    severity: Severity = first.severity
+    return Cause(
+        slug=slug,
+        sentence=sentence,
+        severity=severity,
+        evidence=tuple(dict.fromkeys(f.measurement for f in shown)),
+        system=first.system,
+        detail=first.cause,
+    )
+
+
+def _unit_of(ratio: float) -> str | None:
+    """Which units were confused, if a ratio is that of two units."""
+    if not (math.isfinite(ratio) and ratio > 0.0):
+        return None
+    for words, factor in _UNIT_FACTORS.items():
+        for exact in (factor, 1.0 / factor):
+            if abs(ratio / exact - 1.0) < _UNIT_TOLERANCE:
+                return words
+    return None
+
+
+def _units(facts: Facts) -> list[Finding]:
+    scales = facts.failed("gradient.scale", "accuracy.force_scale")
+    shown = [f for f in scales if f.value is not None and _unit_of(f.value)]
+    if shown or not facts.failed("gradient.error"):
+        return shown
+    # The scale may carry no criterion in the user's policy; its value is known all the same.
+    return [f for f in facts.failed("gradient.error") if _unit_of(_scale(facts, f.system))]
+
+
+def _scale(facts: Facts, system: str | None) -> float:
+    return facts.largest("gradient.scale", system)
+
+
+def _force_scale(facts: Facts) -> list[Finding]:
+    """A multiple of the gradient: the scale accounts for the error, nothing else is left."""
+    shown = []
+    for finding in facts.failed("gradient.scale", "gradient.error"):
+        scale = _scale(facts, finding.system)
+        error = facts.largest("gradient.error", finding.system)
+        # rms(D + F.u) / rms(F.u) is |1 - 1/s| for forces that are s times the gradient.
+        expected = abs(1.0 - 1.0 / scale) if scale else math.inf
+        if expected > 0.0 and (not math.isfinite(error) or abs(error - expected) <= 0.3 * expected):
+            shown.append(finding)
+    return shown
+
+
+def _orientation(facts: Facts) -> list[Finding]:
+    """Rotation changes more than the noise of one evaluation does."""
+    shown = []
+    for finding in facts.failed("invariance.rotation_energy", "invariance.rotation_force"):
+        name = finding.measurement.replace("rotation", "translation")
+        beside = facts.largest(name, finding.system)
+        noise = facts.largest("precision.force_noise", finding.system)
+        change = abs(finding.value) if finding.value is not None else math.inf
+        if finding.measurement.endswith("force") and change < 30.0 * noise:
+            continue
+        if not change < 10.0 * beside:
+            shown.append(finding)
+    if shown:
+        return shown
+    return facts.failed("invariance.net_torque") if not facts.failed("precision") else []
+
+
+def _noise(*, energy: bool, force: bool) -> Callable[[Facts], list[Finding]]:
+    def shows(facts: Facts) -> list[Finding]:
+        energies = facts.failed("precision.energy_noise")
+        forces = facts.failed("precision.force_noise")
+        return energies + forces if (bool(energies), bool(forces)) == (energy, force) else []
+
+    return shows
+
+
+def _steps(*names: str) -> Callable[[Facts], list[Finding]]:
+    """A step somewhere, of a model whose forces are the gradient of its energy elsewhere."""
+
+    def shows(facts: Facts) -> list[Finding]:
+        wrong = {f.system for f in facts.failed("gradient.error", "precision")}
+        return [f for f in facts.failed(*names) if f.system not in wrong]
+
+    return shows
+
+
+def _coarse_energy(facts: Facts) -> list[Finding]:
+    """Energies too coarse for their gradient to be seen, beside forces that are fine."""
+    return [
+        f
+        for f in facts.failed("gradient.error")
+        if facts.largest("precision.energy_noise", f.system) > COARSE_MEV
+        and not any(g.system == f.system for g in facts.failed("precision.force_noise"))
+    ]
+
+
+def _short_range(slug: str) -> Callable[[Facts], list[Finding]]:
+    """No wall at all is "no-repulsion"; a wall with a way through it is a "hole"."""
+
+    def shows(facts: Facts) -> list[Finding]:
+        walls = facts.failed("short_range.barrier", "short_range.hole", "short_range.temperature")
+        shown = [f for f in walls if not _NOT_FINITE.search(f.cause)]
+        if not shown:
+            return []
+        barriers = [
+            f.value for f in shown if f.measurement == "short_range.barrier" and f.value is not None
+        ]
+        bare = any(value < BARE_WALL_EV for value in barriers)
+        return shown if bare == (slug == "no-repulsion") else []
+
+    return shows
+
+
+BARE_WALL_EV = 0.13
+"""A wall that gives way below this (5 kT at 300 K) is none: atoms meet at every collision."""
+
+COARSE_MEV = 1.0e-3
+"""meV/atom: three times the rounding of a sound float32 network's energy."""
+
+
+def _nan(facts: Facts) -> list[Finding]:
+    """Not a number where there should be one, in a figure or in the words of a finding."""
+    in_words = [f for f in facts.failed("stability", "survival") if _NOT_FINITE.search(f.cause)]
+    in_figures = [
+        f
+        for f in facts.failed("accuracy", "gradient", "invariance", "parity", "precision")
+        if f.value is not None and not math.isfinite(f.value)
+    ]
+    return in_words + in_figures
+
+
+def _nan_beside(facts: Facts) -> list[Finding]:
+    """Not a number at places that only a search has come to."""
+    searches = facts.failed("jumps", "short_range", "smoothness")
+    return [f for f in searches if _NOT_FINITE.search(f.cause)]
+
+
+def _drift_from(word: str) -> Callable[[Facts], list[Finding]]:
+    """Drift, or a fluctuation of the wrong order, that `attribution` has put down to a word."""
+
+    def shows(facts: Facts) -> list[Finding]:
+        named = {
+            m.where.system
+            for m in facts.measurements
+            if m.name.startswith("attribution.") and m.cause.startswith(word)
+        }
+        return [f for f in facts.failed("nve.drift") if f.system in named]
+
+    return shows
+
+
+def _failed(*names: str) -> Callable[[Facts], list[Finding]]:
+    return lambda facts: facts.failed(*names)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "nondeterminism",
+        "the same structure gives another answer when it is asked again",
+        _failed("determinism.energy", "determinism.force"),
+        (*_EVALUATION, *_MOVED, "survival"),
+    ),
+    Rule(
+        "history",
+        "the answer depends on what was evaluated before, as with a stale neighbour list",
+        _failed("determinism.history"),
+        (*_EVALUATION, *_MOVED, "survival"),
+    ),
+    Rule(
+        "nan",
+        "energy or forces are not finite in a region that is visited",
+        _nan,
+        (*_EVALUATION, *_MOVED, "survival"),
+    ),
+    Rule(
+        "units",
+        "energies or forces are in another unit than they claim",
+        _units,
+        ("gradient", "cutoff", "smoothness", "short_range", "extensivity", "jumps", *_MOVED),
+    ),
+    Rule(
+        "atom-order",
+        "the atoms are taken in another order than the system's",
+        _failed("order"),
+        ("accuracy", "invariance", "short_range", "smoothness", *_MOVED),
+    ),
+    Rule(
+        "force-noise",
+        "the forces carry noise that the energy does not have",
+        _noise(energy=False, force=True),
+        _EVALUATION,
+    ),
+    Rule(
+        "rounding",
+        "energies and forces lose digits inside the model, as with half precision",
+        _noise(energy=True, force=True),
+        _EVALUATION,
+    ),
+    Rule(
+        "energy-offset",
+        "the energy is coarse while the forces are fine: a large constant takes its digits",
+        _noise(energy=True, force=False),
+        _EVALUATION,
+    ),
+    Rule(
+        "energy-offset",
+        "the energy is too coarse for its gradient, as beside a large constant in float32",
+        _coarse_energy,
+        _EVALUATION,
+    ),
+    Rule(
+        "orientation",
+        "the energy depends on how the molecule is turned",
+        _orientation,
+        ("invariance", "extensivity", "accuracy", "momentum", "cutoff", "vibrations", *_DYNAMICS),
+    ),
+    Rule(
+        "box",
+        "the periodic box is not handled as a lattice",
+        _failed("box"),
+        ("invariance", "cutoff", "extensivity", *_DYNAMICS),
+    ),
+    Rule(
+        "cutoff",
+        "energy or forces step where a pair crosses the cutoff",
+        _failed("cutoff"),
+        ("gradient.scale", "jumps", "smoothness", "extensivity", "attribution", "nve", "timestep"),
+    ),
+    Rule(
+        "jump",
+        "the energy steps inside the region that is visited",
+        _steps("jumps.energy", "jumps.force"),
+        ("gradient.scale", "jumps", "smoothness", "vibrations", *_DYNAMICS),
+    ),
+    Rule(
+        "kink",
+        "the forces turn abruptly while the energy is continuous, as at the tip of a cone",
+        _steps("jumps.kink"),
+        ("gradient.scale", "jumps", "smoothness", *_DYNAMICS),
+    ),
+    Rule(
+        "force-scale",
+        "the forces are a multiple of the energy's gradient",
+        _force_scale,
+        ("gradient", *_MOVED),
+    ),
+    Rule(
+        "curl",
+        "the forces are the gradient of no energy",
+        _failed("gradient.error"),
+        ("gradient", "momentum", "invariance.net_torque", *_MOVED),
+    ),
+    Rule(
+        "nan",
+        "energy or forces are not finite in a region within reach",
+        _nan_beside,
+        ("jumps", "smoothness", "short_range", *_DYNAMICS),
+    ),
+    Rule(
+        "no-repulsion",
+        "nothing keeps atoms apart",
+        _short_range("no-repulsion"),
+        ("smoothness", "jumps", *_DYNAMICS),
+    ),
+    Rule(
+        "hole",
+        "there is a way through the repulsive wall, into a hole of the energy surface",
+        _short_range("hole"),
+        ("smoothness", "jumps", *_DYNAMICS),
+    ),
+    Rule(
+        "memory-leak",
+        "memory grows with every step",
+        _failed("soak.memory_growth"),
+    ),
+    Rule(
+        "slowing-down",
+        "a step costs more the longer the run is",
+        _failed("soak.slowdown"),
+        ("cost",),
+    ),
+    Rule(
+        "timestep",
+        "the timestep is too long for the stiffest motion",
+        _drift_from("timestep"),
+        ("nve", "timestep"),
+    ),
+    Rule(
+        "rounding",
+        "the energy drifts by the rounding of the model's dtype",
+        _drift_from("rounding"),
+        ("nve", "timestep"),
+    ),
+    Rule(
+        "curl",
+        "along the run the forces are not the gradient of the energy",
+        _drift_from("non-conservative force"),
+        ("nve", "timestep"),
+    ),
+    Rule(
+        "jump",
+        "the energy drifts by single steps",
+        _drift_from("discontinuity"),
+        ("nve", "timestep"),
+    ),
+)
+"""In order: each takes what it explains off the table."""
+
+_FALLBACK: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("stability.broken_bonds", "stability.new_bonds"), "broken-bond", "the molecule reacts"),
+    (("stability", "survival"), "crash", "the simulation cannot go on"),
+    (("smoothness",), "rough", "the energy surface is rough along bonds or torsions"),
+    (("timestep", "nve.drift", "nve.energy_change"), "drift", "the energy is not conserved"),
+    (("nve.temperature_error", "thermostat"), "temperature", "the run is not at its temperature"),
+    (
+        (
+            "accuracy",
+            "along",
+            "short_range.binding",
+            "vibrations",
+            "torsions",
+            "conformers",
+            "structure",
+            "distribution",
+        ),
+        "accuracy",
+        "it is sound, and too far from its reference method",
+    ),
+    (("cost",), "cost", "a step takes too long"),
+)

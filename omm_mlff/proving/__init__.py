@@ -1,0 +1,1 @@
+"""Potentials whose truth is known, put through validation."""

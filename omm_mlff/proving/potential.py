@@ -1,0 +1,99 @@
+"""A potential of the proving ground, as validation takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from omm_mlff.forces import Tap, make_force
+from omm_mlff.proving.field import unknown_elements
+from omm_mlff.schema import MolecularSystem, PotentialCard
+
+KNOWS_BONDS = "native"
+"""Source of a potential that knows its atoms by their bonds, like a native force field: like atoms
+may not be exchanged."""
+
+KNOWS_ELEMENTS = "proving"
+"""Source of one that knows elements alone."""
+
+EngineBuilder = Callable[[MolecularSystem, int], nn.Module]
+"""A molecular system and a number of copies to an engine (`proving.field.PairEngine`)."""
+
+_MAX_REPLICAS = 256
+
+
+class ProvingPotential:
+    """An engine in closed form, sound or faulty: tapped, with replicas.
+
+    Parameters
+    ----------
+    name : such as "curl 0.1"
+    build : makes the engine; called anew for every Force
+    cutoff_nm : as the card names it
+    source : one of the two above
+    dtype : as the card claims it
+    has_memory : what it computes depends on what it computed before, so that there is no other way
+        to it than OpenMM's
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: EngineBuilder,
+        *,
+        cutoff_nm: float | None,
+        source: str = KNOWS_BONDS,
+        dtype: str = "float64",
+        has_memory: bool = False,
+    ) -> None:
+        self.spec = f"proving:{name.replace(' ', ':')}"
+        self._card = PotentialCard(name, source, None, cutoff_nm, dtype)
+        self._build = build
+        self._has_memory = has_memory
+
+    @property
+    def card(self) -> PotentialCard:
+        return self._card
+
+    def unsupported(self, system: MolecularSystem) -> str | None:
+        missing = unknown_elements(system)
+        if missing:
+            listed = ", ".join(map(str, missing))
+            return f"the proving ground has no parameters for the atomic numbers {listed}"
+        return None
+
+    def has_tap(self, system: MolecularSystem) -> bool:
+        return True
+
+    def max_replicas(self, system: MolecularSystem) -> int:
+        return _MAX_REPLICAS
+
+    def add_to(
+        self,
+        openmm_system: openmm.System,
+        system: MolecularSystem,
+        *,
+        n_replicas: int = 1,
+        tap: Tap | None = None,
+    ) -> None:
+        engine = self._build(system, n_replicas)
+        openmm_system.addForce(make_force(engine, periodic=system.periodic, tap=tap))
+
+    def energies_and_forces(
+        self, positions: NDArray[np.float64], system: MolecularSystem
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        if self._has_memory:
+            return None
+        engine = self._build(system, len(positions))
+        box = None if system.box_vectors is None else torch.from_numpy(system.box_vectors)
+        flat = torch.from_numpy(np.array(positions, dtype=np.float64)).reshape(-1, 3)
+        energies, forces = engine(flat, box)
+        return energies.numpy(), forces.numpy().reshape(np.shape(positions))
+
+    def reference_energy(self, system: MolecularSystem) -> float:
+        return 0.0

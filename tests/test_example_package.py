@@ -1,0 +1,71 @@
+"""A check of somebody else's package takes part in `omm-mlff validate` once it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omm_mlff.students.checkpoint import student_names
+
+RUN = "import sys; from omm_mlff.cli.main import main; sys.exit(main())"
+SOURCE = Path(__file__).resolve().parent / "example_package"
+
+PROFILE = """
+title = "one short run"
+static_systems = ["water"]
+
+[[run]]
+system = "water"
+length_ps = 0.02
+n_replicas = 2
+temperature_K = 300
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package in it, as pip installs it."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"  # a build leaves files beside what it builds
+    shutil.copytree(SOURCE, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, *offline, "--target", str(folder / "site"), str(source)], check=True)
+    return folder / "site"
+
+
+def validated(folder: Path, site: Path) -> dict:
+    (folder / "short.toml").write_text(PROFILE)
+    paths = [str(path) for path in (site, *filter(None, sys.path))]
+    command = "validate --model ultra-tiny --profile short.toml --platform Reference --json"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, *command.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1, 3), done.stderr
+    verdict = json.loads(done.stdout)
+    assert isinstance(verdict, dict)
+    return verdict
+
+
+@pytest.mark.skipif("ultra-tiny" not in student_names(), reason="no checkpoint here")
+def test_a_check_of_another_package_is_judged_with_its_default_criteria(
+    tmp_path: Path, installed: Path
+) -> None:
+    verdict = validated(tmp_path, installed)
+    rows = {f["criterion"]: f for f in verdict["findings"] if f["policy"] == "strict"}
+    limit, reject = rows["rest.force-limit"], rows["rest.force-reject"]
+    assert limit["status"] == reject["status"] == "pass"
+    assert (limit["high"], reject["high"]) == (1.0, 10.0)
+    assert 0.0 < limit["value"] < 1.0
+    assert limit["system"] == "water"
