@@ -386,7 +386,8 @@ class Pace:
     part : shape (n_rows,), counts the Contexts that ran the batch: a run that is resumed or
         extended goes on in a new one, with a pace and a memory of its own
     step : shape (n_rows,), steps completed at the end of the row
-    seconds_per_step : shape (n_rows,), over the row, recording included
+    seconds_per_step : shape (n_rows,), over the row, recording included; processor time on the
+        platforms Reference and CPU, wall time where a GPU computes
     memory_MiB : shape (n_rows,), resident memory of the process at its end
     """
 

@@ -279,7 +279,8 @@ class _Batch:
         n_steps, stride = self.spec.n_steps, self.spec.record_stride
         calls_before = tap.n_calls if tap is not None else 0
         part = 1 + max((int(row[0]) for row in self._pace_rows()), default=-1)
-        segment_began = started = row_began = time.monotonic()
+        segment_began = started = time.monotonic()
+        row_began = self._clock()
         row_step = first_step
         for step in range(first_step, n_steps):
             if interrupted():
@@ -328,8 +329,9 @@ class _Batch:
                 recorder.flush()
                 progress(step + 1)
                 now = time.monotonic()
-                self._pace(part, step + 1, (now - row_began) / (step + 1 - row_step))
-                row_began, row_step = now, step + 1
+                row_ended = self._clock()
+                self._pace(part, step + 1, (row_ended - row_began) / (step + 1 - row_step))
+                row_began, row_step = row_ended, step + 1
                 if (
                     recorder.n_in_segment >= rundir.SEGMENT_FRAMES
                     or now - segment_began > rundir.SEGMENT_SECONDS
@@ -370,6 +372,11 @@ class _Batch:
             )
             os.replace(partial, self.state_path)
         self.log.write("running")
+
+    def _clock(self) -> float:
+        """Seconds: of this process where it computes itself, so that other work does not count."""
+        on_host = self.platform_name in ("Reference", "CPU")
+        return time.process_time() if on_host else time.monotonic()
 
     def _pace(self, part: int, step: int, seconds_per_step: float) -> None:
         """One more row of `RunRecord.pace`; written with the status at the next segment's end."""

@@ -1,8 +1,9 @@
 r"""Does a step cost the same, and does memory stay, however long the run is?
 
-From the pace that a run records: a row of wall time a step and of resident memory every 256 frames.
-The machine has other work, which trebles the time of a step for seconds and then goes away, or
-comes to stay; an allocation raises the memory once. A fault of the model does neither: it grows
+From the pace that a run records: a row of time a step (processor time on Reference and CPU, wall
+time where a GPU computes) and of resident memory every 256 frames. The machine has other work,
+which slows a step for seconds and then goes away, or comes to stay; an allocation raises the memory
+once. A fault of the model does neither: it grows
 all the time. So only steady growth counts. Rows are taken in fours, a to d, a quarter of the run
 apart, and of each four
 

@@ -16,7 +16,8 @@ series of which the shorter one is the beginning. So
 An interval is drawn as Student's, over as many replicas as its degrees of freedom say. What
 selecting the largest of many, or a jackknife, does to an interval is not in these figures.
 
-Deterministic measurements are the same at every repetition, and are left as they are found.
+Deterministic measurements are the same at every repetition, and are left as they are found; so are
+medians, whose order-statistic intervals need not be symmetric (their checks' tests draw them).
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ class Design:
             and row.value is not None
             and row.standard_error is not None
             and np.isfinite(row.standard_error)
+            and _is_student(row)
         ]
 
     def sound(self) -> dict[int, float]:
@@ -216,6 +218,14 @@ class Design:
             standard_error=estimate.standard_error,
             dof=estimate.dof,
         )
+
+
+def _is_student(row: Measurement) -> bool:
+    """Whether a value stands in the middle of its interval, as Student's does."""
+    if row.value is None or row.ci_low is None or row.ci_high is None:
+        return False
+    middle, half = 0.5 * (row.ci_low + row.ci_high), 0.5 * (row.ci_high - row.ci_low)
+    return abs(middle - row.value) <= 1.0e-6 * half
 
 
 @dataclass(frozen=True)

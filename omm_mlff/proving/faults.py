@@ -374,8 +374,8 @@ class Burden:
         if self.bytes_per_call:
             self._keep()
         if self.seconds_per_call:
-            end = time.perf_counter() + self.n_calls * self.seconds_per_call
-            while time.perf_counter() < end:
+            end = time.process_time() + self.n_calls * self.seconds_per_call
+            while time.process_time() < end:
                 pass
 
     def _keep(self) -> None:
