@@ -107,12 +107,6 @@ STEPS = Declaration(
     "attribution",
 )
 
-DRIFT_LIMIT = next(
-    row.high
-    for row in drift.CHECK.criteria
-    if row.measurement == drift.DRIFT.name and row.severity == "limit" and row.high is not None
-)
-
 
 @dataclass(frozen=True)
 class LargestStep:
@@ -207,7 +201,7 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     if not np.isfinite(slopes).all():
         return none("the drift is not a number; see stability.*")
     estimate = mean_over_replicas(slopes)
-    if estimate.ci_low <= DRIFT_LIMIT and estimate.ci_high >= -DRIFT_LIMIT:
+    if estimate.ci_low <= drift.LIMIT and estimate.ci_high >= -drift.LIMIT:
         return none("drift is inside its bound, or not surely outside")
 
     evaluator = evidence.live

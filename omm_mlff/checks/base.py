@@ -247,6 +247,14 @@ def run_where(evidence: Evidence, run: RunRecord) -> Where:
     )
 
 
+def ratio(part: float, whole: float) -> float:
+    """part / whole; 0 for 0/0, infinite where it is not a number."""
+    if part == 0.0:
+        return 0.0
+    quotient = part / whole if whole else np.inf
+    return float(quotient) if np.isfinite(quotient) else np.inf
+
+
 def worst(values: NDArray[np.float64]) -> tuple[float, int]:
     """Largest value and its index; a NaN counts as the largest.
 

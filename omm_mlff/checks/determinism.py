@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
+from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio, worst
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.invariance import like_atoms_exchanged
 from omm_mlff.schema import Declaration, Measurement, Where
@@ -162,7 +162,7 @@ def take(evidence: Evidence) -> list[Measurement]:
     value, at = _history(changes, noise, size, n_atoms)
     return [
         exact(ENERGY, noise.energy * MEV_PER_KJMOL / n_atoms, where, N_REPEATS, cause),
-        exact(FORCE, _ratio(noise.force, size), where, N_REPEATS, cause),
+        exact(FORCE, ratio(noise.force, size), where, N_REPEATS, cause),
         exact(HISTORY, value, where, len(changes.found), at),
     ]
 
@@ -247,22 +247,14 @@ def _history(changes: _Changes, noise: Difference, size: float, n_atoms: int) ->
     """The largest change beyond the noise, and after what."""
     largest, cause = 0.0, f"{len(changes.found)} answers are those of a fresh Context"
     for change, there, after in changes.found:
-        left = change.beyond(noise, 2.0 * max(1.0, _ratio(there, size)))
+        left = change.beyond(noise, 2.0 * max(1.0, ratio(there, size)))
         for value, what in (
-            (_ratio(left.force, size), "forces change by {:.2g} of their rms"),
+            (ratio(left.force, size), "forces change by {:.2g} of their rms"),
             (left.energy / (n_atoms * _THERMAL), "the energy changes by {:.2g} kT an atom"),
         ):
             if value > largest:
                 largest, cause = value, f"{what.format(value)} after {after}"
     return largest, cause
-
-
-def _ratio(part: float, whole: float) -> float:
-    """part / whole; 0 for 0/0, infinite where it is not a number."""
-    if part == 0.0:
-        return 0.0
-    ratio = part / whole if whole else np.inf
-    return ratio if np.isfinite(ratio) else np.inf
 
 
 _SUMS = (

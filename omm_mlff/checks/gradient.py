@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact, sampled
+from omm_mlff.checks.base import Check, Evidence, bounds, exact, ratio, sampled
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.intervals import Estimate, t_estimate
 from omm_mlff.schema import Declaration, Measurement, Where
@@ -217,11 +217,7 @@ def _unit(directions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _relative_rms(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:
     """rms(part) / rms(whole); infinite where it is not a number, 0 for 0/0."""
-    top, bottom = np.sqrt((part**2).mean()), np.sqrt((whole**2).mean())
-    if top == 0.0:
-        return 0.0
-    ratio = float(top / bottom) if bottom else np.inf
-    return ratio if np.isfinite(ratio) else np.inf
+    return ratio(float(np.sqrt((part**2).mean())), float(np.sqrt((whole**2).mean())))
 
 
 _SECTION_6 = (

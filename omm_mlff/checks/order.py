@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact
+from omm_mlff.checks.base import Check, Evidence, bounds, exact, ratio
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.schema import Declaration, Measurement, Where
 
@@ -130,11 +130,7 @@ def _labelled(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.float
 def _relative(forces: NDArray[np.float64], target: NDArray[np.float64]) -> float:
     """rms(F - F_ref) / rms(F_ref); infinite where it is not a number, 0 for 0/0."""
     error = float(np.sqrt(((forces - target) ** 2).mean()))
-    if error == 0.0:
-        return 0.0
-    size = float(np.sqrt((target**2).mean()))
-    ratio = error / size if size else np.inf
-    return ratio if np.isfinite(ratio) else np.inf
+    return ratio(error, float(np.sqrt((target**2).mean())))
 
 
 CHECK = Check(

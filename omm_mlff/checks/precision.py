@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
+from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio, worst
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.schema import Criterion, Declaration, Measurement, Precision, Where
 from omm_mlff.units import MEV_PER_KJMOL, NM_PER_ANGSTROM
@@ -114,7 +114,7 @@ def _noise(evidence: Evidence) -> list[Measurement]:
     per_atom = MEV_PER_KJMOL / evidence.system.n_atoms
     shape = (len(STEPS_ANGSTROM), len(frames), N_POINTS, -1)
     energy = _by_step(energies.reshape(shape)) * per_atom
-    force = np.array([_ratio(noise, size) for noise in _by_step(scanned.reshape(shape))])
+    force = np.array([ratio(noise, size) for noise in _by_step(scanned.reshape(shape))])
     n = (N_POINTS - ORDER) * len(frames)
     return [
         _larger(ENERGY_NOISE, energy, evidence, n, "energies scatter by", " meV/atom"),
@@ -216,15 +216,7 @@ def _force_errors(
     """Of each frame, over the rms force of all."""
     size = float(np.sqrt((exact_forces**2).mean()))
     error = np.sqrt(((forces - exact_forces) ** 2).mean(axis=(1, 2)))
-    return np.array([_ratio(float(value), size) for value in error])
-
-
-def _ratio(part: float, whole: float) -> float:
-    """part / whole; 0 for 0/0, infinite where it is not a number."""
-    if part == 0.0:
-        return 0.0
-    ratio = part / whole if whole else np.inf
-    return ratio if np.isfinite(ratio) else np.inf
+    return np.array([ratio(float(value), size) for value in error])
 
 
 _FLOOR = (

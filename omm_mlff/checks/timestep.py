@@ -66,12 +66,6 @@ LARGEST_SAFE = Declaration(
     "timestep",
 )
 
-DRIFT_LIMIT = next(
-    row.high
-    for row in drift.CHECK.criteria
-    if row.measurement == drift.DRIFT.name and row.severity == "limit" and row.high is not None
-)
-
 
 @dataclass
 class Rung:
@@ -225,7 +219,7 @@ def _obstacle(rung: Rung, smaller: Rung | None) -> str:
     if not rung.drifts:
         return "no replica lasted long enough"
     slope = mean_over_replicas(np.array(rung.drifts)).value
-    if abs(slope) > DRIFT_LIMIT:
+    if abs(slope) > drift.LIMIT:
         return f"the drift is {slope:.2g} {drift.DRIFT.unit}"
     if smaller is not None and smaller.log_ratio and rung.log_ratio:
         growth = float(np.mean(rung.log_ratio) - np.mean(smaller.log_ratio))
