@@ -88,7 +88,7 @@ $(RUNNING): $(CREATED) $(VERSIONS)
 	$(call install,$(EXTRA))
 
 $(TESTING): $(CREATED) $(VERSIONS)
-	$(call install,$(EXTRA)$(comma)report$(comma)teacher$(comma)xtb$(comma)physics$(comma)dev)
+	$(call install,$(EXTRA)$(comma)report$(comma)teacher$(comma)xtb$(comma)ml$(comma)ase$(comma)physics$(comma)dev)
 	@touch $(RUNNING)
 
 comma := ,

@@ -6,9 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omm_mlff.calculator import StudentCalculator as StudentCalculator
     from omm_mlff.evaluate import Evaluator as Evaluator
     from omm_mlff.potentials.registry import load_potential as load_potential
     from omm_mlff.potentials.student import add_student as add_student
+    from omm_mlff.reporters import StabilityReporter as StabilityReporter
     from omm_mlff.reporters import TrajectoryReporter as TrajectoryReporter
     from omm_mlff.rundir import RunRecord as RunRecord
     from omm_mlff.schema import Criterion as Criterion
@@ -31,6 +33,7 @@ __all__ = [
     "PotentialCard",
     "RunRecord",
     "RunSpec",
+    "StabilityReporter",
     "TrajectoryReporter",
     "Verdict",
     "__version__",
@@ -40,6 +43,9 @@ __all__ = [
     "load_system",
     "validate",
 ]
+
+OPTIONAL = ["StudentCalculator"]
+"""Public names that need an optional package, and so are left out of `import *`."""
 
 # A public name is never also the name of a module: `omm_mlff.simulate` is the module, whichever
 # was imported first, and its function is `omm_mlff.simulate.simulate`. The same goes for `judge`.
@@ -51,6 +57,8 @@ _HOME = {
     "PotentialCard": "schema",
     "RunRecord": "rundir",
     "RunSpec": "schema",
+    "StudentCalculator": "calculator",
+    "StabilityReporter": "reporters",
     "TrajectoryReporter": "reporters",
     "Verdict": "schema",
     "add_student": "potentials.student",
@@ -71,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *OPTIONAL})

@@ -30,6 +30,7 @@ from omm_mlff.failures import explain as failures
 from omm_mlff.measurement_file import MeasurementFile, Planned
 from omm_mlff.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.bound import bound
 from omm_mlff.profiles import PlannedRun, Profile
 from omm_mlff.provenance import package_versions
 from omm_mlff.rundir import RunRecord
@@ -110,6 +111,7 @@ def plan(
     names = [system.name for system in systems.values()]
     if len(set(names)) < len(names):
         raise InputError(f"two systems have one name ({', '.join(names)}); rename a file")
+    potential = bound(potential, systems.values())
     for system in systems.values():
         reason = potential.unsupported(system)
         if reason:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from omm_mlff.schema import Cause, Finding, Measurement, Severity
+from omm_mlff.schema import RAISED, Cause, Finding, Measurement, Severity
 from omm_mlff.units import (
     ANGSTROM_PER_BOHR,
     ANGSTROM_PER_NM,
@@ -39,6 +39,7 @@ _UNIT_FACTORS = {
 _UNIT_TOLERANCE = 0.03  # relative; a sound student is off by 1%, the nearest factors are 8% apart
 
 _NOT_FINITE = re.compile(r"\bnot finite\b|\bNaN\b|\bnan\b|has no energy beyond")
+
 
 _EVALUATION = (
     "attribution",
@@ -273,6 +274,35 @@ COARSE_MEV = 1.0e-3
 """meV/atom: three times the rounding of a sound float32 network's energy."""
 
 
+def _unless_raised(*names: str) -> Callable[[Facts], list[Finding]]:
+    """Failures by a number; an answer that is missing because the code raised is none."""
+
+    def shows(facts: Facts) -> list[Finding]:
+        return [f for f in facts.failed(*names) if RAISED not in f.cause or _is_finite(f.value)]
+
+    return shows
+
+
+def _raises(facts: Facts) -> list[Finding]:
+    """The code raised in a run, or on frames such as runs visit."""
+    checks = ("accuracy", "determinism", "gradient", "invariance", "parity", "precision")
+    on_frames = [f for f in facts.failed(*checks) if not _is_finite(f.value)]
+    return [f for f in facts.failed("stability", "survival") + on_frames if RAISED in f.cause]
+
+
+def _raises_beside(facts: Facts) -> list[Finding]:
+    """The code raised at places that only a search has come to."""
+    return [
+        f
+        for f in facts.failed("jumps", "short_range", "smoothness", "vibrations", "box")
+        if RAISED in f.cause and (_NOT_FINITE.search(f.cause) or not _is_finite(f.value))
+    ]
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _nan(facts: Facts) -> list[Finding]:
     """Not a number where there should be one, in a figure or in the words of a finding."""
     in_words = [f for f in facts.failed("stability", "survival") if _NOT_FINITE.search(f.cause)]
@@ -312,13 +342,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "nondeterminism",
         "the same structure gives another answer when it is asked again",
-        _failed("determinism.energy", "determinism.force"),
+        _unless_raised("determinism.energy", "determinism.force"),
         (*_EVALUATION, *_MOVED, "survival"),
     ),
     Rule(
         "history",
-        "the answer depends on what was evaluated before, as with a stale neighbour list",
-        _failed("determinism.history"),
+        "the answer depends on what was evaluated before, as with a stale neighbour list, or an "
+        "iteration that starts from the last answer",
+        _unless_raised("determinism.history"),
+        (*_EVALUATION, *_MOVED, "survival"),
+    ),
+    Rule(
+        "raises",
+        "its code stops with an error in a region that is visited",
+        _raises,
         (*_EVALUATION, *_MOVED, "survival"),
     ),
     Rule(
@@ -404,6 +441,12 @@ RULES: tuple[Rule, ...] = (
         "the forces are the gradient of no energy",
         _failed("gradient.error"),
         ("gradient", "momentum", "invariance.net_torque", *_MOVED),
+    ),
+    Rule(
+        "raises",
+        "its code stops with an error in a region within reach",
+        _raises_beside,
+        ("jumps", "smoothness", "short_range", "vibrations", "box", *_DYNAMICS),
     ),
     Rule(
         "nan",

@@ -10,12 +10,13 @@
     │   ├── MissingPackageError      2   an optional package is absent
     │   ├── OutputExistsError        2   the output folder holds another run
     │   └── PolicyError              2   a policy or profile that contradicts itself
-    └── ValidationFailure            4   the validation itself failed; says nothing about the model
-        ├── AnalysisError            4   a measurement could not be made from this data
-        ├── RunDirectoryError        4   a run directory is incomplete or damaged
-        └── StorageError             4   the disk is full or not writable
+    ├── ValidationFailure            4   the validation itself failed; says nothing about the model
+    │   ├── AnalysisError            4   a measurement could not be made from this data
+    │   ├── RunDirectoryError        4   a run directory is incomplete or damaged
+    │   └── StorageError             4   the disk is full or not writable
+    └── UnstableSimulationError      4   a script's own simulation, watched by a StabilityReporter
 
-Physics that fails is data, never one of these.
+In a validation physics that fails is data, never one of these.
 """
 
 from __future__ import annotations

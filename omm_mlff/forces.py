@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import logging
+import re
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import openmm
@@ -47,6 +49,7 @@ class Tap:
     energies : shape (n_replicas,), kJ/mol, as computed, before masking
     forces, positions : shape (n_replicas * n_atoms, 3), kJ/mol/nm and nm
     alive : shape (n_replicas,), bool
+    raised : by replica, what the potential's own code raised for it at the last evaluation
     """
 
     def __init__(self, n_replicas: int, n_atoms: int) -> None:
@@ -57,6 +60,7 @@ class Tap:
         self.forces = torch.zeros(n_replicas * n_atoms, 3, dtype=torch.float64)
         self.positions = torch.zeros(n_replicas * n_atoms, 3, dtype=torch.float64)
         self.alive = torch.ones(n_replicas, dtype=torch.bool)
+        self.raised: dict[int, str] = {}
         self.handle = next(_handles)
         _taps[self.handle] = self
         _register_tap_op()
@@ -150,6 +154,26 @@ class _Untapped(nn.Module):
         return energies.sum(), forces
 
 
+class _SumTapped(nn.Module):
+    """What an engine gave, as TorchForce wants it, with the tap in between."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__()
+        self.handle = handle
+
+    def forward(self, energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():  # as in _Tapped
+            energies, forces = torch.ops.omm_mlff.tap(self.handle, energies, forces, positions)
+            return energies.sum(), forces
+
+
+class _Sum(nn.Module):
+    """The same without a tap."""
+
+    def forward(self, energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return energies.sum(), forces
+
+
 @functools.cache
 def load_plugin() -> ModuleType:
     """The openmmtorch module.
@@ -190,8 +214,10 @@ def resolve_backend(backend: Backend = "auto") -> Literal["torchforce", "pythonf
     Raises
     ------
     MissingPackageError : TorchForce was asked for and is absent
-    InputError : neither is available
+    InputError : neither is available, or another was asked for
     """
+    if backend not in get_args(Backend):
+        raise InputError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
     if backend == "pythonforce":
         return _python_force_or_error()
     try:
@@ -229,16 +255,174 @@ def make_force(
     """
     resolved = resolve_backend(backend)
     module = (_Untapped(engine) if tap is None else _Tapped(engine, tap.handle)).eval()
-    scripted = script(module)
-    if resolved == "torchforce":
+    return _force_around(script(module), periodic, {}, resolved)
+
+
+def make_parametric_force(
+    engine: nn.Module,
+    *,
+    parameters: Mapping[str, float],
+    periodic: bool,
+    tap: Tap | None = None,
+    backend: Backend = "auto",
+) -> openmm.Force:
+    """A Force that computes with an engine and has global parameters.
+
+    Parameters
+    ----------
+    engine : scriptable; positions (nm), box or None, and a list with a tensor of shape () for
+        every parameter, to energies (kJ/mol) and forces (kJ/mol/nm)
+    parameters : defaults by name, in the order in which the engine wants them; their values in a
+        Context are set with `Context.setParameter`
+    periodic, tap : as in `make_force`
+
+    Raises
+    ------
+    MissingPackageError, InputError : see `resolve_backend`
+    """
+    resolved = resolve_backend(backend)
+    total = _Sum() if tap is None else _SumTapped(tap.handle)
+    # TorchForce passes positions, the box of a periodic system, then each parameter by itself:
+    # how many there are is not known to any class here.
+    own = [f"parameter_{i}" for i in range(len(parameters))]
+    arguments = ["positions", *(["box"] if periodic else []), *own]
+    box = "box" if periodic else "None"
+    scripted = script_source(
+        f"def forward(self, {', '.join(arguments)}) -> Tuple[Tensor, Tensor]:\n"
+        f"    energies, forces = self.engine(positions, {box}, [{', '.join(own)}])\n"
+        "    return self.total(energies, forces, positions)\n",
+        {"engine": engine, "total": total},
+    )
+    return _force_around(scripted, periodic, parameters, resolved)
+
+
+def _force_around(
+    scripted: torch.jit.ScriptModule,
+    periodic: bool,
+    parameters: Mapping[str, float],
+    backend: Literal["torchforce", "pythonforce"],
+) -> openmm.Force:
+    if backend == "torchforce":
         plugin = load_plugin()
         with _known_deprecation():  # it saves the module; as an error this would abort the process
             force = plugin.TorchForce(scripted)
         force.setOutputsForces(True)
+        for name, default in parameters.items():
+            force.addGlobalParameter(name, default)
     else:
-        force = openmm.PythonForce(_python_function(scripted, periodic))
+        function = _python_function(scripted, periodic, list(parameters))
+        force = openmm.PythonForce(function, dict(parameters))
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
+
+
+Evaluate = Callable[
+    [NDArray[np.float64], NDArray[np.float64] | None],
+    tuple[NDArray[np.float64], NDArray[np.float64]],
+]
+"""Positions (n_copies, n_atoms, 3) in nm and box vectors (3, 3) in nm or None, to energies
+(n_copies,) in kJ/mol and forces of the shape of the positions in kJ/mol/nm."""
+
+
+def make_python_force(
+    evaluate: Evaluate,
+    *,
+    n_replicas: int,
+    n_atoms: int,
+    periodic: bool,
+    tap: Tap | None = None,
+) -> openmm.Force:
+    """A PythonForce around a function of somebody else's, with replicas and the tap.
+
+    Where the function raises, the copies are tried one by one: with a tap, that replica's energy
+    and forces are NaN, and `Tap.raised` has the message; where none of them raises alone, those of
+    all are. Without a tap OpenMM raises it, and the message begins with the kind of exception.
+
+    Parameters
+    ----------
+    n_atoms : of one copy
+
+    Raises
+    ------
+    InputError : this OpenMM has no PythonForce
+    """
+    _python_force_or_error()
+
+    def compute(state: openmm.State) -> tuple[float, NDArray[np.float64]]:
+        x = np.array(state.getPositions(asNumpy=True)._value)
+        box = None
+        if periodic:
+            box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value)
+        frames = x.reshape(n_replicas, n_atoms, 3)
+        if tap is None:
+            try:
+                energies, forces = evaluate(frames, box)
+            except (Exception, SystemExit) as error:
+                # OpenMM hands on the text of an exception, not its kind.
+                raise RuntimeError(one_line(error)) from error
+            return float(energies.sum()), np.ascontiguousarray(forces.reshape(-1, 3))
+        tap.raised = {}
+        try:
+            energies, forces = evaluate(frames, box)
+        except (Exception, SystemExit) as error:
+            energies, forces, tap.raised = _one_by_one(evaluate, frames, box, error)
+        passed_on, masked = tap.receive(
+            torch.from_numpy(np.ascontiguousarray(energies)),
+            torch.from_numpy(np.ascontiguousarray(forces).reshape(-1, 3)),
+            torch.from_numpy(x),
+        )
+        return float(passed_on.sum()), masked.numpy()
+
+    force = openmm.PythonForce(compute)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+def _one_by_one(
+    evaluate: Evaluate,
+    frames: NDArray[np.float64],
+    box: NDArray[np.float64] | None,
+    first: BaseException,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[int, str]]:
+    """Each copy in a call of its own; NaN and the message for those that raise."""
+    energies = np.full(len(frames), np.nan)
+    forces = np.full(frames.shape, np.nan)
+    raised = {}
+    if len(frames) == 1:
+        return energies, forces, {0: one_line(first)}
+    for replica, frame in enumerate(frames):
+        try:
+            energy, force = evaluate(frame[None], box)
+        except (Exception, SystemExit) as error:
+            raised[replica] = one_line(error)
+        else:
+            energies[replica], forces[replica] = energy[0], force[0]
+    if not raised:
+        energies[:], forces[:] = np.nan, np.nan
+        raised = dict.fromkeys(range(len(frames)), f"{one_line(first)} {nobody_alone(len(frames))}")
+    return energies, forces, raised
+
+
+def nobody_alone(n_copies: int) -> str:
+    """Words for an error of an evaluation of several copies that comes back for none of them."""
+    return f"(for one of {n_copies} copies, for none of them when alone)"
+
+
+_NAMED_ERROR = re.compile(r"(?:builtins\.)?([\w.]*(?:Error|Exception|Interrupt)\b.*)")
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line: of an interpreter's traceback the error at its end."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if any(line.startswith("Traceback") for line in lines):
+        named = [found[1] for line in lines[::-1] if (found := _NAMED_ERROR.match(line))]
+        if named:
+            return named[0]
+    if isinstance(error, openmm.OpenMMException) or type(error).__name__ in lines[0]:
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
@@ -251,6 +435,44 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
         return scripted
 
 
+def script_source(forward: str, parts: Mapping[str, nn.Module]) -> torch.jit.ScriptModule:
+    """A module whose `forward` is written as TorchScript; for signatures known only at run time.
+
+    Parameters
+    ----------
+    parts : modules by the names that `forward` has for them
+    """
+
+    class Holder(nn.Module):
+        """A class of its own each time: objects of one class share what was compiled for one."""
+
+    holder = Holder()
+    for name, part in parts.items():
+        holder.add_module(name, part)
+    scripted = script(holder.eval())
+    scripted.define(forward)
+    return scripted
+
+
+def read_script(
+    payload: bytes, extra_files: dict[str, bytes] | None = None
+) -> torch.jit.ScriptModule:
+    """A saved TorchScript module, on the host, ready to be evaluated.
+
+    Reading it can run code that is stored in it.
+
+    Parameters
+    ----------
+    payload : the whole file
+    extra_files : names of files inside it; what they hold is put in their place
+    """
+    with _known_deprecation():
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(payload), map_location="cpu", _extra_files=extra_files
+        )
+    return module.eval()
+
+
 @contextlib.contextmanager
 def _known_deprecation() -> Iterator[None]:
     """TorchScript is deprecated since torch 2.12; TorchForce takes nothing else."""
@@ -259,14 +481,18 @@ def _known_deprecation() -> Iterator[None]:
         yield
 
 
-def _python_function(scripted: torch.jit.ScriptModule, periodic: bool) -> Any:
+def _python_function(
+    scripted: torch.jit.ScriptModule, periodic: bool, parameters: Sequence[str]
+) -> Any:
     def compute(state: openmm.State) -> tuple[float, NDArray[np.float64]]:
-        positions = torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))
+        arguments = [torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))]
         if periodic:
-            box = torch.from_numpy(np.array(state.getPeriodicBoxVectors(asNumpy=True)._value))
-            energy, forces = scripted(positions, box)
-        else:
-            energy, forces = scripted(positions)
+            box = np.array(state.getPeriodicBoxVectors(asNumpy=True)._value)
+            arguments.append(torch.from_numpy(box))
+        if parameters:
+            values = state.getParameters()
+            arguments += [torch.tensor(values[name], dtype=torch.float64) for name in parameters]
+        energy, forces = scripted(*arguments)
         return float(energy.detach()), forces.detach().numpy()
 
     return compute

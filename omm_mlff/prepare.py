@@ -15,7 +15,9 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.schema import MolecularSystem
+from omm_mlff.interrupt import deferred_interrupt
+from omm_mlff.raising import is_not_a_number, own_error
+from omm_mlff.schema import RAISED, MolecularSystem
 from omm_mlff.units import BOLTZMANN
 from omm_mlff.watch import BOND_LIMIT_NM, bond_lengths
 
@@ -67,21 +69,34 @@ def minimized(evaluator: Evaluator) -> Rest:
 
     A potential that is not finite at the structure is not minimised: OpenMM's minimiser does not
     return from a NaN. Its line search can also step over a barrier and leave the molecule in
-    pieces; such a minimum is not the nearest one, and is not used.
+    pieces, or come to where the potential raises; such a minimum is not the nearest one, and is not
+    used.
     """
     system = evaluator.system
     start = system.positions
     energies, forces = evaluator.evaluate(start[None])
+    if evaluator.raised:
+        return Rest(start, f"structure as given: {RAISED} {evaluator.raised[0]}")
     if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
         return Rest(start, "structure as given: its energy or forces are not finite")
-    openmm.LocalEnergyMinimizer.minimize(
-        evaluator.context, _MINIMIZER_TOLERANCE, _MINIMIZER_ITERATIONS
-    )
+    try:
+        # Ctrl-C inside a callback would reach OpenMM as an error without a message.
+        with deferred_interrupt() as interrupted:
+            openmm.LocalEnergyMinimizer.minimize(
+                evaluator.context, _MINIMIZER_TOLERANCE, _MINIMIZER_ITERATIONS
+            )
+            if interrupted():
+                raise KeyboardInterrupt
+    except openmm.OpenMMException as error:
+        if is_not_a_number(error):
+            return Rest(start, "structure as given: the minimiser met a NaN")
+        message = own_error(error, evaluator.potential.card)
+        return Rest(start, f"structure as given: in the minimiser {RAISED} {message}")
     positions = evaluator.context.getState(positions=True).getPositions(asNumpy=True)._value
     positions = np.array(positions)
     masked = evaluator.tap is not None and not bool(evaluator.tap.alive.all())
     if masked or not np.isfinite(positions).all():
-        return Rest(start, "structure as given: the minimiser met a NaN")
+        return Rest(start, "structure as given: the minimiser met a NaN or an error")
     moved = bond_lengths(system, positions) - bond_lengths(system, start)
     if np.abs(moved).max(initial=0.0) > BOND_LIMIT_NM:
         return Rest(start, "structure as given: the minimiser broke a bond")

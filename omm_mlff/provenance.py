@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from omm_mlff.forces import resolve_backend
 from omm_mlff.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
 from omm_mlff.prepare import Rest
@@ -48,7 +47,6 @@ def run_provenance(
         "machine": host.machine(),
         "platform": platform_name,
         "precision": spec.precision if platform_properties(platform_name, "double") else "double",
-        "force": resolve_backend(getattr(potential, "backend", "auto")) if tapped else "openmm",
         "recording": "tap" if tapped else "state (every step is evaluated twice)",
         "torch_threads": torch.get_num_threads(),
         "potential": {"name": card.name, "source": card.source, "sha256": card.sha256},

@@ -25,6 +25,7 @@ FindingStatus = Literal["pass", "fail", "undecided", "not-measured", "not-applic
 VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
 Precision = Literal["single", "mixed", "double"]
 Purpose = Literal["production", "survival", "timestep", "thermostat"]
+Identity = Literal["element", "bond", "index"]
 
 SIGNIFICANCE = 0.05
 """Family-wise error of one verdict over all of its looks."""
@@ -34,6 +35,10 @@ MAX_LOOKS = 3
 
 CONFIDENCE = 1.0 - SIGNIFICANCE / MAX_LOOKS
 """Level of every interval: looking three times does not inflate errors."""
+
+
+RAISED = "the potential raised"
+"""How every sentence on an error of a potential's own code begins; the diagnosis reads it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,9 @@ class PotentialCard:
     n_parameters : None where it does not say
     training_domain : free-form, from the model card
     sha256 : of the file with the parameters
+    knows_atoms_by : what tells its atoms apart. By "element", like atoms may be exchanged and any
+        molecule is served; by "bond", as in a native force field, they may not be exchanged; by
+        "index", as in a file that was made for one molecule, it serves what it was given for alone
     """
 
     name: str
@@ -60,6 +68,7 @@ class PotentialCard:
     n_parameters: int | None = None
     training_domain: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+    knows_atoms_by: Identity = "element"
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +234,7 @@ class Event:
 
     Attributes
     ----------
-    kind : "nan", "energy", "bond" or "overlap"
+    kind : "raised", "nan", "energy", "bond" or "overlap"
     step : steps completed when it was seen; frames up to here are in the record
     time_ps : the same in ps
     atoms : the first atoms at fault, indices within the molecule

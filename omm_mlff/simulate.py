@@ -10,6 +10,11 @@ they are, and so is their kinetic energy, which again is OpenMM's own. They need
 a harmonic potential it is the half-step velocities that are distributed after Maxwell and
 Boltzmann, whatever the timestep, while those on the step are too cold by a fraction of
 (omega dt)^2 / 4 (Zhang, Liu, Yan, Tuckerman & Liu, J. Phys. Chem. A 123, 6056 (2019)).
+
+A potential whose own code raises ends the replica for which it did, with the step and the message,
+and the others go on. Where several replicas share one evaluation, each is evaluated alone to see
+which it was; where none raises alone, all that share it end, and their events say so. A replica
+that was taken out stands where one that goes on stood, so that it raises no more.
 """
 
 from __future__ import annotations
@@ -17,9 +22,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import openmm
@@ -29,13 +35,14 @@ from numpy.typing import NDArray
 
 from omm_mlff import rundir
 from omm_mlff.errors import InputError, RunDirectoryError, StorageError, UnsupportedSystemError
-from omm_mlff.evaluate import DISCARDED_CALLS, Evaluator
-from omm_mlff.forces import Tap
+from omm_mlff.evaluate import DISCARDED_CALLS, Evaluator, make_context
+from omm_mlff.forces import Tap, nobody_alone
 from omm_mlff.interrupt import deferred_interrupt
-from omm_mlff.platforms import choose_platform, platform_properties
-from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.platforms import choose_platform
+from omm_mlff.potentials.base import Potential
 from omm_mlff.prepare import degrees_of_freedom, draw_velocities, minimized, thermal_velocities
 from omm_mlff.provenance import run_provenance
+from omm_mlff.raising import is_not_a_number, own_error
 from omm_mlff.recording import Recorder, StatusLog, topology_json
 from omm_mlff.rundir import RunRecord, SegmentWriter, replica_folder
 from omm_mlff.schema import MolecularSystem, RunSpec
@@ -78,7 +85,8 @@ def simulate(
 
     Returns
     -------
-    the run directory, opened; a replica that diverged is in its `events`
+    the run directory, opened; a replica that diverged, or for which the potential raised, is in its
+    `events`
 
     Raises
     ------
@@ -87,6 +95,7 @@ def simulate(
     PlatformError : the platform is not available
     OutputExistsError : the folder holds another run
     StorageError : the disk is full; everything in closed segments is kept
+    ValidationFailure : memory or the device failed; likewise
     """
     folder = Path(folder)
     if spec.ensemble not in ENSEMBLES:
@@ -117,9 +126,11 @@ def _record(
     platform_name = choose_platform(spec.platform, batch_size * system.n_atoms)
     with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
         rest = minimized(evaluator)
+        force = _force_in(evaluator.context.getSystem())
     n_dof = degrees_of_freedom(system, spec.ensemble)
     provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
     provenance["integrator"] = _integrator_provenance(spec)
+    provenance["force"] = force
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -142,6 +153,12 @@ def _record(
             log.write("interrupted")
         raise
     log.write("complete")
+
+
+def _force_in(system: openmm.System) -> str:
+    """What computes in a System: "torchforce", "pythonforce", or OpenMM itself."""
+    names = {force.getName().lower() for force in system.getForces()}
+    return next((name for name in ("torchforce", "pythonforce") if name in names), "openmm")
 
 
 def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:
@@ -196,12 +213,35 @@ class _Batch:
         kept = self._kept_state()
         if kept is not None and int(kept["step"]) >= self.spec.n_steps:
             return
+        if kept is not None and not kept["alive"].any():
+            progress(self.spec.n_steps)  # there is nothing to extend
+            return
         tap = Tap(self.n_replicas, self.system.n_atoms) if self._tapped else None
-        context = openmm.Context(
-            build_system(self.potential, self.system, n_replicas=self.n_replicas, tap=tap),
+        try:
+            # Ctrl-C inside a callback would reach OpenMM as an error without a message.
+            with deferred_interrupt() as interrupted:
+                self._run(kept, tap, rest_positions, n_dof, progress, interrupted)
+        finally:
+            if tap is not None:
+                tap.close()
+
+    def _run(
+        self,
+        kept: dict[str, NDArray[Any]] | None,
+        tap: Tap | None,
+        rest_positions: NDArray[np.float64],
+        n_dof: int,
+        progress: Callable[[int], None],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        context = make_context(
+            self.potential,
+            self.system,
             self._integrator(0 if kept is None else int(kept["step"])),
-            openmm.Platform.getPlatformByName(self.platform_name),
-            platform_properties(self.platform_name, self.spec.precision),
+            self.platform_name,
+            self.spec.precision,
+            n_copies=self.n_replicas,
+            tap=tap,
         )
         watch = Watch(
             self.system,
@@ -237,30 +277,28 @@ class _Batch:
             self._restore_random_stream(context, kept)
         recorder = Recorder(writers, self.shape, _CHUNK_FRAMES)
         try:
-            with deferred_interrupt() as interrupted:
-                self._steps(
-                    context,
-                    tap,
-                    watch,
-                    recorder,
-                    x,
-                    v,
-                    alive,
-                    first_step,
-                    first_segment,
-                    progress,
-                    interrupted,
-                )
+            self._steps(
+                context,
+                tap,
+                watch,
+                recorder,
+                x,
+                v,
+                alive,
+                first_step,
+                first_segment,
+                progress,
+                interrupted,
+            )
         finally:
             for writer in writers:
                 writer.abandon()
-            if tap is not None:
-                tap.close()
 
     @property
     def _tapped(self) -> bool:
         return self.potential.has_tap(self.system)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what flies apart is recorded, not warned of
     def _steps(
         self,
         context: openmm.Context,
@@ -275,7 +313,6 @@ class _Batch:
         progress: Callable[[int], None],
         interrupted: Callable[[], bool],
     ) -> None:
-        integrator = context.getIntegrator()
         n_steps, stride = self.spec.n_steps, self.spec.record_stride
         calls_before = tap.n_calls if tap is not None else 0
         part = 1 + max((int(row[0]) for row in self._pace_rows()), default=-1)
@@ -287,12 +324,7 @@ class _Batch:
                 self._close_segment(context, recorder, segment, step, x, v, alive, watch)
                 self._account(started, tap, calls_before, step - first_step)
                 raise KeyboardInterrupt
-            if tap is None:
-                energies, forces = self._ask(context)
-                integrator.step(1)
-            else:
-                integrator.step(1)
-                energies, forces = tap.read()
+            energies, forces, raised = self._advance(context, tap, x, v, alive)
             state = context.getState(positions=True, velocities=True)
             x_next = state.getPositions(asNumpy=True)._value.reshape(self.shape)
             v_next = state.getVelocities(asNumpy=True)._value.reshape(self.shape)
@@ -304,7 +336,7 @@ class _Batch:
                 & np.isfinite(x).all((1, 2))
                 & np.isfinite(kinetic)
             )
-            events = watch.look(step, x, energies, kinetic, finite, alive)
+            events = watch.look(step, x, energies, kinetic, finite, alive, raised)
             if step % stride == 0:
                 recorder.add(step * self.dt_ps, x, v_on, forces, energies, kinetic, alive & finite)
             if events:
@@ -314,6 +346,8 @@ class _Batch:
                     x_next[r], v_next[r] = np.where(np.isfinite(x[r]), x[r], 0.0), 0.0
                     if tap is not None:
                         tap.freeze(r)
+                if alive.any():
+                    x_next[list(raised)] = x[alive.argmax()]
                 recorder.flush()
                 self.log.write("running")
                 if not alive.any():
@@ -341,6 +375,93 @@ class _Batch:
         self._close_segment(context, recorder, segment, n_steps, x, v, alive, watch)
         self._account(started, tap, calls_before, n_steps - first_step)
         progress(n_steps)
+
+    def _advance(
+        self,
+        context: openmm.Context,
+        tap: Tap | None,
+        x: NDArray[np.float64],
+        v: NDArray[np.float64],
+        alive: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[int, str]]:
+        """One step, of all for which the potential does not raise.
+
+        Returns
+        -------
+        energies, forces : at the positions `x`; NaN for a replica that cannot go on
+        raised : by replica, what the potential's own code raised
+        """
+        integrator = context.getIntegrator()
+        energies, forces = np.full(self.n_replicas, np.nan), np.full(self.shape, np.nan)
+        faults: dict[int, str] = {}
+        left = alive.copy()
+        stand_ins = False
+        while left.any():
+            try:
+                if tap is None:
+                    energies, forces = self._ask(context)
+                    integrator.step(1)
+                else:
+                    integrator.step(1)
+                    energies, forces = tap.read()
+                break
+            except openmm.OpenMMException as error:
+                # One that was stopped before may have been moved, by a thermostat, to where the
+                # potential raises; only when none of them can have done it someone else is sought.
+                if stand_ins or left.all():
+                    found = self._at_fault(error, x, left)
+                    faults |= found
+                    left[list(found)] = False
+                stand_ins = True
+                if left.any():
+                    self._stand_in(context, tap, x, v, left)
+        raised = {r: message for r, message in faults.items() if message}
+        for r, message in tap.raised.items() if tap is not None else ():
+            if left[r]:
+                raised[r] = own_error(message, self.potential.card)
+        stopped = [*faults, *raised]
+        energies[stopped], forces[stopped] = np.nan, np.nan
+        return energies, forces, raised
+
+    def _at_fault(
+        self, error: openmm.OpenMMException, x: NDArray[np.float64], left: NDArray[np.bool_]
+    ) -> dict[int, str]:
+        """For which replicas an evaluation of all of them failed, and what the potential raised.
+
+        Returns
+        -------
+        by replica the message; empty where OpenMM has met a NaN
+        """
+        message = "" if is_not_a_number(error) else own_error(error, self.potential.card)
+        suspects = np.flatnonzero(left)
+        if len(suspects) > 1:
+            with Evaluator(
+                self.potential, self.system, self.platform_name, self.spec.precision
+            ) as alone:
+                energies, forces = alone.evaluate(x[suspects], batched=False)
+            lost = ~(np.isfinite(energies) & np.isfinite(forces).all((1, 2)))
+            if lost.any():
+                return {
+                    int(suspects[k]): alone.raised.get(k, "") for k in np.flatnonzero(lost).tolist()
+                }
+            message = message and f"{message} {nobody_alone(len(suspects))}"
+        return {int(r): message for r in suspects}
+
+    def _stand_in(
+        self,
+        context: openmm.Context,
+        tap: Tap | None,
+        x: NDArray[np.float64],
+        v: NDArray[np.float64],
+        left: NDArray[np.bool_],
+    ) -> None:
+        """Begin the step again, those that cannot go on at the place of one that can."""
+        place, motion = x.copy(), v.copy()
+        place[~left], motion[~left] = x[left.argmax()], 0.0
+        if tap is not None:
+            for r in np.flatnonzero(~left).tolist():
+                tap.freeze(r)
+        self._set(context, place, motion)
 
     def _close_segment(
         self,
@@ -406,9 +527,9 @@ class _Batch:
         if not self.state_path.exists():
             return None
         try:
-            with np.load(self.state_path, allow_pickle=False) as kept:
+            with self.state_path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 return {key: kept[key] for key in kept.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise RunDirectoryError(
                 f"{self.state_path} is damaged ({error}); remove the run's folder and repeat it"
             ) from error
@@ -451,8 +572,10 @@ class _Batch:
     ) -> NDArray[np.float64]:
         """Velocities half a step before the start, as a leapfrog wants them."""
         self._warm_up(context, x)
+        forces = np.zeros(self.shape)
         if tap is None:
-            _, forces = self._ask(context)
+            with self._tolerated():
+                _, forces = self._ask(context)
         else:
             _, forces = tap.read()
             tap.alive.fill_(True)
@@ -491,7 +614,17 @@ class _Batch:
     def _warm_up(self, context: openmm.Context, x: NDArray[np.float64]) -> None:
         context.setPositions(x.reshape(-1, 3))
         for _ in range(DISCARDED_CALLS):
-            context.getState(energy=True, forces=True)
+            with self._tolerated():
+                context.getState(energy=True, forces=True)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        """What a potential raises before the first step, it raises again in it."""
+        try:
+            yield
+        except openmm.OpenMMException as error:
+            if not is_not_a_number(error):
+                own_error(error, self.potential.card)
 
     def _ask(self, context: openmm.Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Energy and forces the ordinary way, for a potential without a tap."""

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omm_mlff import campaign as campaigns
 from omm_mlff.campaign import Progress
@@ -22,8 +23,7 @@ from omm_mlff.judge import (
 )
 from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.policies import load_policy
-from omm_mlff.potentials.base import Potential
-from omm_mlff.potentials.registry import load_potential
+from omm_mlff.potentials.registry import as_potential
 from omm_mlff.profiles import load_profile
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
@@ -68,7 +68,7 @@ class Validation:
 
 
 def validate(
-    model: str | Potential,
+    model: Any,
     *,
     systems: Sequence[str | MolecularSystem] = (),
     profile: str | Path = "quick",
@@ -83,7 +83,8 @@ def validate(
 
     Parameters
     ----------
-    model : a model spec such as "tiny" or a checkpoint's folder, or a Potential
+    model : a model spec such as "tiny" or a checkpoint's folder, a Potential, or what a model
+        source takes: an ASE calculator, a TorchScript module, an openmm.System
     systems : in place of the profile's: shipped names, structure files, `water-box:N`, or systems
         already loaded, each under its own name
     profile : a shipped name, or the path of a TOML file
@@ -103,7 +104,7 @@ def validate(
     InputError : what was asked for cannot be done as asked
     ValidationFailure : the validation itself failed; this says nothing about the model
     """
-    potential = load_potential(model) if isinstance(model, str) else model
+    potential = as_potential(model)
     chosen = load_profile(profile)
     given = {system.name: system for system in systems if isinstance(system, MolecularSystem)}
     names = [system if isinstance(system, str) else system.name for system in systems]
@@ -111,6 +112,11 @@ def validate(
         raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
     if names:
         chosen = chosen.for_systems(names)
+    elif potential.card.knows_atoms_by == "index":
+        raise InputError(
+            f"{potential.card.name} carries no elements: name the system whose atoms it knows, in "
+            "their order, with --system"
+        )
     policies = list(dict.fromkeys([str(policy), *POLICIES]))
     for name in policies:  # before anything runs
         check_scope(load_policy(name, all_declarations(), default_criteria()), chosen.scope)

@@ -1,18 +1,21 @@
 """Watches a running simulation for replicas that diverge.
 
-A replica is stopped when its energy or forces are not finite ("nan"), its total energy has left
-its start by more than `ENERGY_LIMIT_EV` an atom ("energy"; not under a thermostat), a bond has
-been `BOND_LIMIT_NM` off its length at rest for longer than `BOND_TIME_PS` ("bond"), or two atoms
-are closer than `OVERLAP_FRACTION` of the sum of their covalent radii ("overlap").
+A replica is stopped when the potential's own code raises for it ("raised"), its energy or forces
+are not finite ("nan"), its total energy has left its start by more than `ENERGY_LIMIT_EV` an atom
+("energy"; not under a thermostat), a bond has been `BOND_LIMIT_NM` off its length at rest for
+longer than `BOND_TIME_PS` ("bond"), or two atoms are closer than `OVERLAP_FRACTION` of the sum of
+their covalent radii ("overlap").
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from omm_mlff.schema import Event, MolecularSystem
+from omm_mlff.schema import RAISED, Event, MolecularSystem
 from omm_mlff.units import ANGSTROM_PER_NM, EV_PER_KJMOL, NM_PER_ANGSTROM
 
 ENERGY_LIMIT_EV = 0.1
@@ -80,6 +83,7 @@ class Watch:
         kinetic_energy: NDArray[np.float64],
         finite: NDArray[np.bool_],
         alive: NDArray[np.bool_],
+        raised: Mapping[int, str] | None = None,
     ) -> dict[int, Event]:
         """The replicas to stop at this step, with the reason.
 
@@ -90,6 +94,7 @@ class Watch:
         potential_energy, kinetic_energy : shape (n_replicas,), kJ/mol
         finite : shape (n_replicas,), whether energy, forces and positions are
         alive : shape (n_replicas,), those still watched
+        raised : by replica, what the potential's own code raised; its energy is not finite
         """
         total = potential_energy + kinetic_energy
         unset = np.isnan(self.first_energy)
@@ -108,8 +113,10 @@ class Watch:
             | np.isin(np.arange(len(alive)), list(overlaps))
         )
         return {
-            int(r): self._event(int(r), step, finite, stretch, broken, off_eV, overlaps)
-            for r in np.flatnonzero(suspects)
+            r: self._raised(step, raised[r])
+            if raised and r in raised
+            else self._event(r, step, finite, stretch, broken, off_eV, overlaps)
+            for r in np.flatnonzero(suspects).tolist()
         }
 
     def restore(
@@ -118,6 +125,10 @@ class Watch:
         """Go on from what an earlier watch had in the attributes of these names."""
         self.first_energy = first_energy
         self.steps_stretched = steps_stretched
+
+    def _raised(self, step: int, message: str) -> Event:
+        detail = f"{RAISED} {message}"
+        return Event("raised", step, step * self.timestep_ps, (), float("nan"), "1", detail)
 
     def _event(
         self,

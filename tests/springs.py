@@ -8,7 +8,7 @@ import torch
 from openmm.app import Element, Topology
 from torch import Tensor, nn
 
-from omm_mlff.forces import Tap, make_force
+from omm_mlff.forces import Tap, make_force, make_python_force
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 STIFFNESS = 3.0e5  # kJ/mol/nm^2, of an O-H stretch
@@ -47,7 +47,8 @@ def molecule(species, positions, bonds, box_vectors=None) -> MolecularSystem:
 class SpringEngine(nn.Module):
     """E = k/2 (d - d0)^2 over every pair of a copy; NaN beyond `breaks_at`, if given.
 
-    `breaks_copy` says which copy may break; the others are sound.
+    `breaks_copy` says which copy may break; the others are sound. With `raises_at` it raises where
+    a pair of any copy is longer than so many times its length at rest.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SpringEngine(nn.Module):
         breaks_copy=0,
         force_scale=1.0,
         rest_scale=1.0,
+        raises_at=0.0,
     ):
         super().__init__()
         i, j = np.triu_indices(system.n_atoms, k=1)
@@ -68,6 +70,7 @@ class SpringEngine(nn.Module):
         self.breaks_at = breaks_at
         self.breaks_copy = breaks_copy
         self.force_scale = force_scale
+        self.raises_at = raises_at
         self.register_buffer("i", torch.from_numpy(i))
         self.register_buffer("j", torch.from_numpy(j))
         self.register_buffer("rest", torch.from_numpy(rest_scale * rest))
@@ -76,6 +79,8 @@ class SpringEngine(nn.Module):
         x = positions.view(self.n_copies, -1, 3)
         r = x[:, self.j] - x[:, self.i]
         d = (r * r).sum(-1).sqrt()
+        if self.raises_at > 0.0 and bool((d > self.raises_at * self.rest).any()):
+            raise ValueError("a pair is too long")
         energies = 0.5 * self.stiffness * ((d - self.rest) ** 2).sum(1)
         pull = self.stiffness * (d - self.rest).unsqueeze(-1) * r / d.unsqueeze(-1)
         forces = torch.zeros_like(x).index_add(1, self.i, pull).index_add(1, self.j, -pull)
@@ -117,6 +122,46 @@ class SpringPotential:
 
     def reference_energy(self, system):
         return 0.0
+
+
+class CalledSpringPotential(SpringPotential):
+    """The same springs as a function of copies in plain Python, as of another program.
+
+    `objects(frame)` may return an exception to raise for a copy; without `tapped` it is recorded
+    the ordinary way, one copy in a System.
+    """
+
+    spec = "called-springs"
+
+    def __init__(self, tapped=True, objects=None, dtype="float64", **engine_options) -> None:
+        super().__init__(dtype, **engine_options)
+        self.card = PotentialCard(self.spec, "tests", None, None, dtype)
+        self.tapped = tapped
+        self.objects = objects
+
+    def has_tap(self, system):
+        return self.tapped
+
+    def max_replicas(self, system):
+        return 64 if self.tapped else 1
+
+    def add_to(self, openmm_system, system, *, n_replicas=1, tap: Tap | None = None):
+        openmm_system.addForce(
+            make_python_force(
+                lambda frames, box: self.energies_and_forces(frames, system),
+                n_replicas=n_replicas,
+                n_atoms=system.n_atoms,
+                periodic=False,
+                tap=tap,
+            )
+        )
+
+    def energies_and_forces(self, positions, system):
+        for frame in positions if self.objects is not None else ():
+            error = self.objects(frame)
+            if error is not None:
+                raise error
+        return super().energies_and_forces(positions, system)
 
 
 class NativeSpringPotential:

@@ -108,6 +108,33 @@ def test_nan_is_named_before_the_crash_that_it_is() -> None:
     assert slugs([crash, failed("nve.drift", cause="the value is nan")]) == ["nan"]
 
 
+RAISED = "the potential raised ValueError: SCF not converged"
+
+
+def test_an_error_is_named_before_the_numbers_that_are_missing_for_it() -> None:
+    findings = [
+        failed("determinism.energy", float("inf"), cause=f"12 calls; {RAISED}"),
+        failed("accuracy.force_rmse", float("nan"), cause=RAISED),
+        failed("short_range.barrier", 0.2, cause=f"has no energy beyond 1.2; {RAISED}"),
+        failed("stability.crashes", 3.0, cause=f"{RAISED}, replica 1 at 0.02 ps"),
+    ]
+    (cause,) = diagnose(findings, [])
+    assert cause.slug == "raises"
+    assert cause.evidence[0] == "stability.crashes"
+    assert cause.detail == f"{RAISED}, replica 1 at 0.02 ps"
+    assert "stops with an error" in cause.sentence
+
+
+def test_an_error_hides_no_fault_that_a_number_shows() -> None:
+    noise = failed("determinism.force", 0.1, cause=f"11 of 11 calls; {RAISED} on 1 of 99 frames")
+    assert slugs([noise, failed("nve.drift")]) == ["nondeterminism"]
+    rows = [measured("gradient.scale", 1.05), measured("gradient.error", 0.05 / 1.05)]
+    searched = failed("smoothness.scan_force", float("inf"), cause=f"step; {RAISED}")
+    assert slugs([failed("gradient.scale", 1.05), searched], rows) == ["force-scale", "raises"]
+    step = failed("jumps.energy", 20.0, cause=f"step of 20 meV; {RAISED} on 1 of 99 frames")
+    assert slugs([step]) == ["jump"]
+
+
 def test_a_step_at_the_cutoff_explains_a_step_elsewhere() -> None:
     findings = [failed("jumps.energy"), failed("cutoff.energy_jump"), failed("nve.drift")]
     assert slugs(findings) == ["cutoff"]

@@ -40,11 +40,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def validated(folder: Path, site: Path) -> dict:
+def run(folder: Path, site: Path, model: str) -> subprocess.CompletedProcess[str]:
     (folder / "short.toml").write_text(PROFILE)
     paths = [str(path) for path in (site, *filter(None, sys.path))]
-    command = "validate --model ultra-tiny --profile short.toml --platform Reference --json"
-    done = subprocess.run(
+    command = f"validate --model {model} --profile short.toml --platform Reference --json"
+    return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, *command.split()],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -52,6 +52,10 @@ def validated(folder: Path, site: Path) -> dict:
         text=True,
         check=False,
     )
+
+
+def validated(folder: Path, site: Path, model: str) -> dict:
+    done = run(folder, site, model)
     assert done.returncode in (0, 1, 3), done.stderr
     verdict = json.loads(done.stdout)
     assert isinstance(verdict, dict)
@@ -62,10 +66,30 @@ def validated(folder: Path, site: Path) -> dict:
 def test_a_check_of_another_package_is_judged_with_its_default_criteria(
     tmp_path: Path, installed: Path
 ) -> None:
-    verdict = validated(tmp_path, installed)
+    verdict = validated(tmp_path, installed, "ultra-tiny")
     rows = {f["criterion"]: f for f in verdict["findings"] if f["policy"] == "strict"}
     limit, reject = rows["rest.force-limit"], rows["rest.force-reject"]
     assert limit["status"] == reject["status"] == "pass"
     assert (limit["high"], reject["high"]) == (1.0, 10.0)
     assert 0.0 < limit["value"] < 1.0
     assert limit["system"] == "water"
+
+
+def test_a_model_source_of_another_package_reaches_a_verdict(
+    tmp_path: Path, installed: Path
+) -> None:
+    verdict = validated(tmp_path, installed, "network:50000")
+    assert verdict["model"]["source"] == "network"
+    rows = {f["criterion"]: f for f in verdict["findings"] if f["policy"] == "strict"}
+    assert rows["gradient.error-limit-float64"]["status"] == "pass"
+    # Springs all alike are not water: the teacher's labels say so.
+    assert rows["accuracy.force_rmse-limit"]["status"] == "fail"
+    assert verdict["verdict"] in ("REJECTED", "NOT RECOMMENDED")
+
+
+def test_a_model_source_of_another_package_refuses_in_one_line(
+    tmp_path: Path, installed: Path
+) -> None:
+    done = run(tmp_path, installed, "network:stiff")
+    assert done.returncode == 2
+    assert done.stderr == "error: 'network:stiff': wanted a stiffness, as in network:50000\n"

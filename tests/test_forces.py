@@ -8,8 +8,15 @@ import pytest
 import torch
 from springs import SpringEngine, SpringPotential, diatomic, triatomic
 
-from omm_mlff.errors import MissingPackageError
-from omm_mlff.forces import Tap, load_plugin, make_force, resolve_backend
+from omm_mlff.errors import InputError, MissingPackageError
+from omm_mlff.forces import (
+    Tap,
+    load_plugin,
+    make_force,
+    make_python_force,
+    one_line,
+    resolve_backend,
+)
 from omm_mlff.potentials.base import build_system
 
 
@@ -125,6 +132,117 @@ def test_a_frozen_copy_feels_no_force_while_the_others_do():
     assert np.all(forces[1, :, 0] != 0.0)
 
 
+def springs_of(frames, raises_at=np.inf):
+    """Springs along x between two atoms of every copy, as somebody else's program might be."""
+    d = frames[:, 1, 0] - frames[:, 0, 0]
+    if (d > raises_at).any():
+        raise ValueError("SCF not converged\nafter 100 steps")
+    forces = np.zeros(frames.shape)
+    forces[:, 0, 0], forces[:, 1, 0] = d - 0.1, 0.1 - d
+    return 0.5 * (d - 0.1) ** 2, forces
+
+
+def called(n_copies, tap, evaluate):
+    """Copies of two atoms 0.11, 0.12, ... nm apart, in a Context."""
+    force = make_python_force(evaluate, n_replicas=n_copies, n_atoms=2, periodic=False, tap=tap)
+    system = openmm.System()
+    for _ in range(2 * n_copies):
+        system.addParticle(1.0)
+    system.addForce(force)
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.0005), openmm.Platform.getPlatformByName("Reference")
+    )
+    positions = np.zeros((n_copies, 2, 3))
+    positions[:, 1, 0] = 0.11 + 0.01 * np.arange(n_copies)
+    context.setPositions(positions.reshape(-1, 3))
+    return context, positions
+
+
+def test_a_function_of_copies_is_a_force_with_a_tap():
+    tap = Tap(3, 2)
+    context, positions = called(3, tap, lambda frames, box: springs_of(frames))
+    state = context.getState(energy=True, forces=True)
+    want = springs_of(positions)
+    energies, forces = tap.read()
+    np.testing.assert_array_equal(energies, want[0])
+    np.testing.assert_array_equal(forces, want[1])
+    assert state.getPotentialEnergy()._value == pytest.approx(want[0].sum(), rel=1e-12)
+    assert tap.positions.numpy().reshape(3, 2, 3).tolist() == positions.tolist()
+    assert (tap.raised, tap.alive.tolist()) == ({}, [True] * 3)
+
+
+def test_the_copy_for_which_a_function_raises_is_masked_and_its_message_kept():
+    tap = Tap(4, 2)
+    context, positions = called(4, tap, lambda frames, box: springs_of(frames, 0.125))
+    state = context.getState(energy=True, forces=True)
+    energies, forces = tap.read()
+    assert np.isnan(energies).tolist() == [False, False, True, True]
+    assert np.isnan(forces).all((1, 2)).tolist() == [False, False, True, True]
+    assert tap.raised == dict.fromkeys((2, 3), "ValueError: SCF not converged")
+    assert tap.alive.tolist() == [True, True, False, False]
+    want = springs_of(positions[:2])
+    assert state.getPotentialEnergy()._value == pytest.approx(want[0].sum(), rel=1e-12)
+    got = state.getForces(asNumpy=True)._value.reshape(4, 2, 3)
+    np.testing.assert_allclose(got[:2], want[1])
+    assert not got[2:].any()
+    positions[2:] = positions[:2]
+    context.setPositions(positions.reshape(-1, 3))
+    context.getState(energy=True)
+    assert tap.raised == {}  # of the last evaluation
+    assert tap.alive.tolist() == [True, True, False, False]  # for good
+
+
+def test_a_function_that_raises_for_copies_together_and_for_none_alone_fails_for_all():
+    def together(frames, box):
+        if len(frames) > 1:
+            raise OSError("one at a time")
+        return springs_of(frames)
+
+    tap = Tap(2, 2)
+    context, _ = called(2, tap, together)
+    context.getState(energy=True)
+    message = "OSError: one at a time (for one of 2 copies, for none of them when alone)"
+    assert tap.raised == {0: message, 1: message}
+    assert np.isnan(tap.read()[0]).all()
+
+
+@pytest.mark.parametrize("error", [ValueError("SCF"), MemoryError(), KeyError("x")])
+def test_without_a_tap_openmm_raises_with_the_kind_of_exception(error):
+    def fail(frames, box):
+        raise error
+
+    context, _ = called(1, None, fail)
+    with pytest.raises(openmm.OpenMMException, match=f"^{type(error).__name__}"):
+        context.getState(energy=True)
+
+
+TRACEBACK = """The following operation failed in the TorchScript interpreter.
+Traceback of TorchScript (most recent call last):
+  File "model.py", line 9, in forward
+        if bool(d > 1): raise ValueError("far")
+                        ~~~~~~~~~~~~~~~~~~ <--- HERE
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("SCF"), "ValueError: SCF"),
+        (ValueError("first\nError: second"), "ValueError: first"),
+        (MemoryError(), "MemoryError"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (openmm.OpenMMException("Particle coordinate is NaN"), "Particle coordinate is NaN"),
+        (openmm.OpenMMException(f"{TRACEBACK}builtins.ValueError: far"), "ValueError: far"),
+        (
+            openmm.OpenMMException(f"{TRACEBACK}RuntimeError: CUDA error: x\nCompile with"),
+            "RuntimeError: CUDA error: x",
+        ),
+    ],
+)
+def test_an_error_in_one_line(error, line):
+    assert one_line(error) == line
+
+
 def test_pythonforce_takes_over_where_the_plugin_is_absent(monkeypatch):
     def absent():
         raise MissingPackageError("openmm-torch", "TorchForce", "pip install 'omm-mlff[cpu]'")
@@ -137,6 +255,11 @@ def test_pythonforce_takes_over_where_the_plugin_is_absent(monkeypatch):
     potential = SpringPotential()
     force = build_system(potential, system).getForce(0)
     assert isinstance(force, openmm.PythonForce)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(InputError, match="unknown backend 'torch'; known: auto, torchforce"):
+        resolve_backend("torch")
 
 
 def test_torchforce_is_the_default():

@@ -73,7 +73,7 @@ def test_another_plugin_replaces_the_one_that_is_there(ready: Path) -> None:
     removed, installed = (line for line in done.stdout.splitlines() if "python -m pip" in line)
     assert "uninstall" in removed
     assert "acellera-openmmtorch-cpu" in removed
-    assert ".[cuda13,report,teacher,xtb,physics,dev]" in installed
+    assert ".[cuda13,report,teacher,xtb,ml,ase,physics,dev]" in installed
     assert "-c constraints.txt" in installed
     assert not (ready / ".installed-cpu").exists()
     assert (ready / ".installed-cuda13").exists()

@@ -21,6 +21,7 @@ PINNED = [
     "PotentialCard",
     "RunRecord",
     "RunSpec",
+    "StabilityReporter",
     "TrajectoryReporter",
     "Verdict",
     "__version__",
@@ -34,13 +35,15 @@ PINNED = [
 
 def test_the_public_names_are_these() -> None:
     assert omm_mlff.__all__ == PINNED
+    assert omm_mlff.OPTIONAL == ["StudentCalculator"]
     assert sorted(PINNED) == PINNED
     assert len(PINNED) < 20
 
 
 def test_every_public_name_is_listed_and_has_a_home() -> None:
-    assert sorted([*omm_mlff._HOME, "__version__"]) == omm_mlff.__all__
-    assert set(omm_mlff.__all__) <= set(dir(omm_mlff))
+    public = [*omm_mlff.__all__, *omm_mlff.OPTIONAL]
+    assert sorted([*omm_mlff._HOME, "__version__"]) == sorted(public)
+    assert set(public) <= set(dir(omm_mlff))
 
 
 def test_no_public_name_is_also_a_module() -> None:
@@ -54,6 +57,26 @@ def test_a_public_name_can_be_used_and_is_documented(name: str) -> None:
     if name != "__version__":
         assert value is getattr(importlib.import_module(f"omm_mlff.{omm_mlff._HOME[name]}"), name)
         assert inspect.getdoc(value)
+
+
+def test_everything_is_imported_where_the_optional_packages_are_absent() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ase', 'openmmml', 'torchani', 'tblite'): sys.modules[name] = None\n"
+        "from omm_mlff import *\n"
+        "import omm_mlff, omm_mlff.errors\n"
+        "try: omm_mlff.StudentCalculator\n"
+        "except omm_mlff.errors.MissingPackageError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(omm_mlff.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'omm-mlff[ase]'" in done.stdout
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

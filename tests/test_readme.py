@@ -12,8 +12,8 @@ TEXT = README.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_there_are_three_examples():
-    assert len(EXAMPLES) == 3
+def test_there_are_six_examples():
+    assert len(EXAMPLES) == 6
 
 
 def test_every_check_is_listed_with_its_question():
@@ -52,7 +52,29 @@ def test_a_validation_from_python_prints_its_verdict(tmp_path, monkeypatch, caps
 def test_the_student_is_closer_to_its_teacher_than_amber(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(EXAMPLES[2])
-    errors = dict(re.findall(r"(\w+): ([0-9.]+) eV/angstrom", capsys.readouterr().out))
-    assert set(errors) == {"tiny", "amber14"}
-    assert float(errors["tiny"]) < float(errors["amber14"]) < 3.0
+    errors = dict(re.findall(r"(\S+): ([0-9.]+) eV/angstrom", capsys.readouterr().out))
+    assert set(errors) == {"tiny", "native:amber14"}
+    assert float(errors["tiny"]) < float(errors["native:amber14"]) < 3.0
     assert float(errors["tiny"]) == pytest.approx(0.1, abs=0.1)
+
+
+def test_openmm_ml_puts_the_student_on_some_of_the_atoms(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openmmml")
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES[3])
+    n_particles = int(capsys.readouterr().out.split()[0])
+    assert n_particles > 22
+    assert (n_particles - 22) % 3 == 0
+
+
+def test_ase_relaxes_a_molecule_with_a_student(capsys):
+    pytest.importorskip("ase")
+    run(EXAMPLES[4])
+    # The teacher's ethanol, coupled cluster with its atomic energies, is near -4215 eV.
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(-4215.0, abs=5.0)
+
+
+def test_a_sound_run_is_watched_in_silence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(EXAMPLES[5])
+    assert capsys.readouterr().out == "0 events\n"

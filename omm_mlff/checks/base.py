@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.intervals import Estimate, garwood
-from omm_mlff.errors import AnalysisError
+from omm_mlff.errors import AnalysisError, UnsupportedSystemError
 from omm_mlff.schema import (
     Criterion,
     Declaration,
@@ -40,7 +40,7 @@ class Evidence:
     evaluator : the potential alive in a Context, or None where runs alone are judged
     seed : of every random choice that a check makes
     reference_energy_kjmol : the zero of energy for "percent of |E0|": the sum of the atomic
-        reference energies of a student, 0 where the potential has none
+        reference energies of a student, 0 where the potential has none, None where it does not say
     """
 
     system: MolecularSystem
@@ -48,7 +48,7 @@ class Evidence:
     runs: tuple[RunRecord, ...] = ()
     evaluator: Evaluator | None = None
     seed: int = 0
-    reference_energy_kjmol: float = 0.0
+    reference_energy_kjmol: float | None = 0.0
 
     @property
     def reference(self) -> ReferenceLabels:
@@ -111,18 +111,25 @@ class Check:
     def measure(self, evidence: Evidence) -> list[Measurement]:
         """Every measurement that was declared, or the reason why one has no meaning here.
 
+        Where the potential's own code raised meanwhile, every measurement says so.
+
         Raises
         ------
         AnalysisError : the check emitted something that it has not declared
         """
         shown = tuple(run for run in evidence.runs if run.spec.purpose in self.reads)
         evidence = dataclasses.replace(evidence, runs=shown)
+        where = Where(system=evidence.system.name)
         for need in sorted(self.needs):
             reason = evidence.lacking(need)
             if reason is not None:
-                where = Where(system=evidence.system.name)
                 return [absent(row, where, reason) for row in self.declares]
-        measurements = self.take(evidence)
+        tally = evidence.evaluator.tally if evidence.evaluator is not None else None
+        mark = tally.mark() if tally is not None else (0, 0)
+        try:
+            measurements = self.take(evidence)
+        except UnsupportedSystemError as error:  # of a molecule that the check has made
+            return [absent(row, where, str(error)) for row in self.declares]
         declared = {row.name: (row.kind, row.unit) for row in self.declares}
         for row in measurements:
             if declared.get(row.name) != (row.kind, row.unit):
@@ -130,7 +137,15 @@ class Check:
                     f"check {self.name!r} emitted {row.name} ({row.kind}, {row.unit}), which it "
                     f"has not declared so; add a Declaration, or mend the one it has"
                 )
-        return measurements
+        raised = tally.since(mark) if tally is not None else ""
+        return [_saying(row, raised) for row in measurements] if raised else measurements
+
+
+def _saying(row: Measurement, words: str) -> Measurement:
+    """The same measurement, with some words more in its cause, or in its reason to be absent."""
+    if row.value is None:
+        return dataclasses.replace(row, not_applicable=f"{row.not_applicable}; {words}")
+    return dataclasses.replace(row, cause=f"{row.cause}; {words}" if row.cause else words)
 
 
 def absent(declaration: Declaration, where: Where, reason: str) -> Measurement:

@@ -1,12 +1,12 @@
 """Does the molecule keep its bonds, and the run its feet?
 
 Two witnesses are heard, which share thresholds and nothing else. *Events*: why the simulation
-stopped a replica (not a number, exploding energy, a bond far too long or short, atoms on top of
-each other). *Frames*: a bond is broken where its length is more than 0.5 angstrom off its length
-at rest for longer than 10 fs; a bond is new where two atoms without one are closer than 1.2 times
-the sum of their covalent radii for longer than 10 fs. Ten femtoseconds are one period of the
-fastest vibration (O-H, 9 fs), so that a collision or a hot stretch is not taken for chemistry. A
-hydrogen whose bond breaks while it makes a new one is named as a transfer.
+stopped a replica (an error of the potential's code, not a number, exploding energy, a bond far too
+long or short, atoms on top of each other). *Frames*: a bond is broken where its length is more than
+0.5 angstrom off its length at rest for longer than 10 fs; a bond is new where two atoms without one
+are closer than 1.2 times the sum of their covalent radii for longer than 10 fs. Ten femtoseconds
+are one period of the fastest vibration (O-H, 9 fs), so that a collision or a hot stretch is not
+taken for chemistry. A hydrogen whose bond breaks while it makes a new one is named as a transfer.
 
 `broken_bonds` counts bonds (each once a replica), of either witness; `new_bonds` counts pairs;
 `crashes` counts replicas stopped by anything but a bond. Each comes with the time that was
@@ -41,7 +41,7 @@ _PIECE_NUMBERS = 2_000_000  # distances held at a time
 _FRAMES_AT_ONCE = 1024
 
 _HYDROGEN = 1
-CRASH_KINDS = frozenset({"nan", "energy", "overlap"})
+CRASH_KINDS = frozenset({"raised", "nan", "energy", "overlap"})
 """Kinds of event that are not a bond's."""
 
 BROKEN = Declaration(
@@ -54,7 +54,7 @@ CRASHES = Declaration(
     "stability.crashes",
     "count",
     "1",
-    "replicas stopped by a NaN, an exploding energy or an overlap of atoms",
+    "replicas stopped by an error, a NaN, an exploding energy or an overlap of atoms",
     "bonds",
 )
 

@@ -42,8 +42,9 @@ from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.intervals import Estimate
 from omm_mlff.checks.invariance import relative
 from omm_mlff.checks.thermostat import molecules
-from omm_mlff.errors import AnalysisError, OmmMlffError
-from omm_mlff.schema import Criterion, Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.errors import AnalysisError, InputError
+from omm_mlff.raising import is_not_a_number, own_error
+from omm_mlff.schema import RAISED, Criterion, Declaration, Measurement, MolecularSystem, Where
 from omm_mlff.units import BOLTZMANN, MEV_PER_KJMOL, PS_PER_FS
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _translations(
     worst = {row.name: (-1.0, 0, "") for row in (TRANSLATION_ENERGY, TRANSLATION_FORCE)}
     random = evidence.random(CHECK.name)
     n_compared = 0
-    whole = evidence.card.source == "native"
+    whole = evidence.card.knows_atoms_by != "element"
     for what, moved in images(frames, evidence.system, random, whole=whole):
         new_energies, new_forces = evidence.live.evaluate(moved)
         change = np.sqrt(((new_forces - forces) ** 2).sum(axis=2).mean(axis=1))
@@ -192,6 +193,8 @@ def _resized(evidence: Evidence, frame: NDArray[np.float64], where: Where) -> li
     """A Context whose box was changed against one that was made with that box."""
     import openmm  # here, as below: finished runs are measured again where it is absent
 
+    from omm_mlff.forces import one_line
+
     system = evidence.system
     stretch = np.diag([STRETCH, STRETCH, STRETCH**2])
     box, positions = _cell(system) @ stretch, frame @ stretch
@@ -200,8 +203,11 @@ def _resized(evidence: Evidence, frame: NDArray[np.float64], where: Where) -> li
         resized = dataclasses.replace(system, positions=positions, box_vectors=box, reference=None)
         with evidence.live.for_system(resized) as other:
             energies, forces = other.evaluate(positions[None])
-    except (openmm.OpenMMException, OmmMlffError) as error:
-        reason = f"no Context with a larger box can be made: {str(error).splitlines()[0]}"
+            obstacle = "it raises in one" if other.raised else ""
+    except (openmm.OpenMMException, InputError) as error:
+        obstacle = one_line(error)
+    if obstacle:
+        reason = f"no Context with a larger box can be made: {obstacle}"
         return [absent(row, where, reason) for row in (RESIZE_ENERGY, RESIZE_FORCE)]
     energy = abs(float(changed[0] - energies[0])) * MEV_PER_KJMOL / system.n_atoms
     size = np.sqrt((forces[0] ** 2).sum(axis=1).mean())
@@ -277,6 +283,8 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
     """A short run at constant pressure."""
     import openmm
 
+    from omm_mlff.forces import one_line
+
     n_steps = int(np.clip(ATOM_STEPS // evidence.system.n_atoms, MIN_STEPS, MAX_STEPS))
     largest, cause = 0.0, ""
     try:
@@ -300,7 +308,9 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
                 cause = f"the density is {ratio:.3g} times that of the start after {step} steps"
     except openmm.OpenMMException as error:
         largest = np.inf
-        cause = f"OpenMM gave up in an NPT run: {str(error).splitlines()[0]}"
+        cause = f"OpenMM gave up in an NPT run: {one_line(error)}"
+        if not is_not_a_number(error):
+            cause = f"in an NPT run {RAISED} {own_error(error, evidence.card)}"
     return exact(DENSITY_CHANGE, largest, where, n_steps, cause)
 
 

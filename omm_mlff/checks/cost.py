@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import sys
 
-from omm_mlff.checks.base import Check, Evidence, sampled
+import numpy as np
+
+from omm_mlff.checks.base import Check, Evidence, absent, sampled
 from omm_mlff.checks.intervals import median
 from omm_mlff.schema import Criterion, Declaration, Measurement, Where
 from omm_mlff.units import BYTES_PER_MIB
@@ -39,8 +41,13 @@ def take(evidence: Evidence) -> list[Measurement]:
     where = Where(system=evidence.system.name)
     seconds = evidence.live.time_steps(N_STEPS, N_BLOCKS)
     peak = peak_memory_bytes() / BYTES_PER_MIB
+    if np.isfinite(seconds).all():
+        cause = "the machine, or its other load"
+        step_time = sampled(STEP_TIME, median(seconds * _MS_PER_S), where, cause)
+    else:
+        step_time = absent(STEP_TIME, where, "its steps from the structure at rest come to no end")
     return [
-        sampled(STEP_TIME, median(seconds * _MS_PER_S), where, "the machine, or its other load"),
+        step_time,
         Measurement(
             PEAK_MEMORY.name, PEAK_MEMORY.kind, peak, PEAK_MEMORY.unit, peak, peak, 1, where
         ),

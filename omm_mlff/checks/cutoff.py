@@ -263,11 +263,15 @@ def scan(evaluator: Evaluator, line: Line, cutoff_nm: float) -> _Jump | None:
 
 def _closest_separation(line: Line, cutoff_nm: float) -> float:
     """The least separation from which on the fragments stay apart by `CLOSEST`."""
-    extent = np.abs(line.system.positions).max() * 2.0 * math.sqrt(3.0)
-    grid = np.arange(0.0, extent + cutoff_nm, COARSE_NM)
+    grid = np.arange(0.0, _extent(line) + cutoff_nm, COARSE_NM)
     near = [line.closeness(float(s)) < CLOSEST for s in grid]
     last = max((k for k, close in enumerate(near) if close), default=-1)
     return float(grid[min(last + 1, len(grid) - 1)])
+
+
+def _extent(line: Line) -> float:
+    """No atom of one copy is farther from one of the other, were both in one place, nm."""
+    return float(np.abs(line.system.positions).max()) * 2.0 * math.sqrt(3.0)
 
 
 def take(evidence: Evidence) -> list[Measurement]:
@@ -278,11 +282,14 @@ def take(evidence: Evidence) -> list[Measurement]:
         reason = f"{evidence.card.name} names no cutoff"
         return [absent(row, where, reason) for row in CHECK.declares]
     line = two_copies(evidence.system, evidence.random(CHECK.name))
-    obstacle = evidence.live.potential.unsupported(line.system)
+    # It is asked about the copies side by side, not on top of each other.
+    beside = line.at(np.array([_extent(line) + cutoff]))[0]
+    pair = dataclasses.replace(line.system, positions=beside)
+    obstacle = evidence.live.potential.unsupported(pair)
     if obstacle:
         reason = f"it cannot serve two copies of the molecule: {obstacle}"
         return [absent(row, where, reason) for row in CHECK.declares]
-    evaluator = evidence.live.for_system(line.system)
+    evaluator = evidence.live.for_system(pair)
     try:
         found = scan(evaluator, line, cutoff)
     finally:

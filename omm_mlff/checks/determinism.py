@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio, worst
+from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.invariance import like_atoms_exchanged
 from omm_mlff.schema import Declaration, Measurement, Where
@@ -138,15 +138,15 @@ def take(evidence: Evidence) -> list[Measurement]:
     """Differences between repeated calls, and what visiting other frames changes."""
     frames = static_frames(evidence, CHECK.name, N_FRAMES)
     _, forces = evidence.live.evaluate(frames)
-    size = float(np.sqrt((forces**2).mean()))
-    of_frames = np.sqrt((forces**2).mean(axis=(1, 2)))
-    # Where forces are largest: noise in proportion to the force is largest there too.
-    thermal = frames[worst(of_frames)[1]]
-    changes = _Changes()
     where = Where(system=evidence.system.name)
-    if not np.isfinite(forces).any():
+    finite = np.isfinite(forces).all(axis=(1, 2))
+    if not finite.any():
         reason = "no answer is finite, so there is nothing to compare"
         return [absent(row, where, reason) for row in CHECK.declares]
+    size = float(np.sqrt((forces[finite] ** 2).mean()))
+    # Where forces are largest: noise in proportion to the force is largest there too.
+    thermal = frames[finite][int((forces[finite] ** 2).mean(axis=(1, 2)).argmax())]
+    changes = _Changes()
     evaluator = evidence.live.for_system(evidence.system)
     try:
         noise, n_changed = _repeated(evaluator, thermal, changes)
@@ -198,7 +198,7 @@ def _visit(
             _asked(evaluator, far)
         changes.compare(fresh_thermal, _asked(evaluator, thermal), f"{n_calls} calls far away")
         changes.compare(fresh_home, _asked(evaluator, home), f"{n_calls} calls far away")
-    if not evidence.system.periodic:
+    if not evidence.system.periodic and (far != thermal).any():
         walk = thermal + np.linspace(0.0, 1.0, N_WALK + 1)[:, None, None] * (far - thermal)
         step = float(np.linalg.norm(walk[1] - walk[0], axis=1).max()) * ANGSTROM_PER_NM
         outward = [_asked(evaluator, place) for place in walk]
@@ -219,8 +219,6 @@ def _far_frame(
 
     Some models fail where an atom has no neighbour at all.
     """
-    from openmm import OpenMMException
-
     exchanged = frame[like_atoms_exchanged(evidence.system.species, evidence.random(CHECK.name))]
     if evidence.system.periodic:
         return exchanged
@@ -230,11 +228,9 @@ def _far_frame(
     cutoff = evidence.card.cutoff_nm or FAR_NM
     for apart in (cutoff + CLEAR_NM, 0.5 * cutoff):
         expanded = np.asarray(centre + (frame - centre) * (apart / closest))
-        try:
-            _asked(evaluator, expanded)
-        except OpenMMException:
-            continue
-        return expanded
+        _asked(evaluator, expanded)
+        if not evaluator.raised:
+            return expanded
     return exchanged
 
 

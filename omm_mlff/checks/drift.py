@@ -188,8 +188,12 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
             f"{run.spec.record_stride}th; run with a record stride of 1"
         )
         found += [absent(row, where, reason) for row in (DRIFT, DRIFT_TEMPERATURE)]
-    start = np.array([record.first - evidence.reference_energy_kjmol for record in records])
-    if start.all():
+    zero = evidence.reference_energy_kjmol
+    start = np.array([record.first - (zero or 0.0) for record in records])
+    if zero is None:
+        reason = f"{evidence.card.name} does not say what part of its energy belongs to free atoms"
+        found.append(absent(ENERGY_CHANGE, where, reason))
+    elif start.all():
         change = np.array([record.last - record.first for record in records])
         percent = mean_over_replicas(100.0 * np.abs(change / start))
         found.append(sampled(ENERGY_CHANGE, percent, where, cause))

@@ -58,27 +58,27 @@ FORCE = Declaration(
 @np.errstate(all="ignore")  # a broken potential is measured, not warned of
 def take(evidence: Evidence) -> list[Measurement]:
     """Energy and forces of two copies far apart, against those of each alone."""
-    from openmm import OpenMMException
-
     where = Where(system=evidence.system.name)
+
+    def none(reason: str) -> list[Measurement]:
+        return [absent(row, where, reason) for row in CHECK.declares]
+
     obstacle = _obstacle(evidence)
+    if obstacle:
+        return none(obstacle)
     random = evidence.random(CHECK.name)
     pair = two_copies(evidence.system, random).system
-    if not obstacle:
-        refusal = evidence.live.potential.unsupported(pair)
-        obstacle = f"it cannot serve two copies of the molecule: {refusal}" if refusal else ""
-    if obstacle:
-        return [absent(row, where, obstacle) for row in CHECK.declares]
     frames = static_frames(evidence, CHECK.name, N_PAIRS)
     first, second = far_apart(frames, _apart(evidence), random)
     n_atoms = pair.n_atoms
-    # The System is built with the copies where they will be, not on top of each other.
+    # It is asked about the copies where they will be, not on top of each other.
     pair = dataclasses.replace(pair, positions=np.concatenate((first[0], second[0])))
-    try:
-        together = _together(evidence.live, pair, np.concatenate((first, second), axis=1))
-    except OpenMMException as error:
-        reason = f"it fails on two copies of the molecule: {str(error).strip().splitlines()[0]}"
-        return [absent(row, where, reason) for row in CHECK.declares]
+    refusal = evidence.live.potential.unsupported(pair)
+    if refusal:
+        return none(f"it cannot serve two copies of the molecule: {refusal}")
+    together = _together(evidence.live, pair, np.concatenate((first, second), axis=1))
+    if together is None:
+        return none("it fails on two copies of the molecule")
     energies, forces = _alone(evidence.live, first, second)
     energy, at_energy = worst(np.abs(together[0] - energies) * (MEV_PER_KJMOL / n_atoms))
     size = np.sqrt((forces**2).mean())
@@ -129,10 +129,12 @@ def far_apart(
 
 def _together(
     evaluator: Evaluator, pair: MolecularSystem, frames: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Energies and forces of two copies; None where the potential raises for them."""
     other = evaluator.for_system(pair)
     try:
-        return other.evaluate(frames)
+        found = other.evaluate(frames)
+        return None if other.raised else found
     finally:
         other.close()
 
@@ -157,8 +159,8 @@ def _signed(together: NDArray[np.float64], alone: NDArray[np.float64], frame: in
 def _obstacle(evidence: Evidence) -> str:
     if evidence.system.periodic:
         return "in a periodic box no copy is far away"
-    if evidence.card.source == "native":
-        return "a native force field knows its atoms by their bonds"
+    if evidence.card.knows_atoms_by != "element":
+        return f"{evidence.card.name} knows its atoms by {evidence.card.knows_atoms_by}"
     if evidence.card.cutoff_nm is None:
         return f"{evidence.card.name} names no cutoff: it may act at any distance"
     return ""

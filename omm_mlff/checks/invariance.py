@@ -112,8 +112,8 @@ def like_atoms_exchanged(
 def _obstacle(evidence: Evidence, name: str) -> str:
     if name == "rotation" and evidence.system.periodic:
         return "OpenMM's box vectors have one orientation"
-    if name == "permutation" and evidence.card.source == "native":
-        return "a native force field knows its atoms by their bonds"
+    if name == "permutation" and evidence.card.knows_atoms_by != "element":
+        return f"{evidence.card.name} knows its atoms by {evidence.card.knows_atoms_by}"
     return ""
 
 

@@ -13,13 +13,19 @@ nine digits less.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
 from omm_mlff.checks.frames import static_frames
+from omm_mlff.raising import own_error
 from omm_mlff.schema import Declaration, Measurement, Where
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
+
+if TYPE_CHECKING:
+    from omm_mlff.evaluate import Evaluator
 
 N_FRAMES = 16
 
@@ -36,7 +42,7 @@ def take(evidence: Evidence) -> list[Measurement]:
     system, evaluator = evidence.system, evidence.live
     where = Where(system=system.name)
     positions = static_frames(evidence, CHECK.name, N_FRAMES)
-    direct = evaluator.potential.energies_and_forces(positions, system)
+    direct = _directly(evaluator, positions)
     if direct is None:
         reason = f"{evidence.card.name} cannot be evaluated other than by OpenMM"
         return [absent(row, where, reason) for row in CHECK.declares]
@@ -54,6 +60,29 @@ def take(evidence: Evidence) -> list[Measurement]:
             len(positions),
         ),
     ]
+
+
+def _directly(
+    evaluator: Evaluator, positions: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The potential without OpenMM; NaN for frames on which its own code raises."""
+    potential, system = evaluator.potential, evaluator.system
+    try:
+        return potential.energies_and_forces(positions, system)
+    except Exception as error:  # somebody else's code
+        first = own_error(error, potential.card)
+    energies, forces = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
+    messages = []
+    for i, frame in enumerate(positions):
+        try:
+            alone = potential.energies_and_forces(frame[None], system)
+        except Exception as error:
+            messages.append(own_error(error, potential.card))
+            continue
+        if alone is not None:
+            energies[i], forces[i] = alone[0][0], alone[1][0]
+    evaluator.tally.add(len(positions), messages or [first])
+    return energies, forces
 
 
 _ROUNDING = "rounding of sums in another order (derived in omm_mlff/checks/parity.py)"

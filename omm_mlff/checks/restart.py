@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.raising import is_not_a_number, own_error
+from omm_mlff.schema import RAISED, Declaration, Measurement, Where
 from omm_mlff.units import BOLTZMANN, PS_PER_FS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def take(evidence: Evidence) -> list[Measurement]:
         end = _positions(first)
     except openmm.OpenMMException as error:
         begin = end = np.full((evidence.system.n_atoms, 3), np.nan)
-        reason = f"({str(error).splitlines()[0]})"
+        reason = f"({_in_words(error, evidence)})"
     else:
         reason = "(positions are not finite)"
     if not np.isfinite(end).all():
@@ -109,7 +110,7 @@ def take(evidence: Evidence) -> list[Measurement]:
                 off = np.linalg.norm(_positions(context) - end, axis=1) / way
             except openmm.OpenMMException as error:
                 off = np.full(len(end), np.inf)
-                cause = f"{what} does not go on in {which}: {str(error).splitlines()[0]}"
+                cause = f"{what} does not go on in {which}: {_in_words(error, evidence)}"
             off = np.where(np.isfinite(off), off, np.inf)
             atom = int(off.argmax())
             if off[atom] > worst:
@@ -121,6 +122,15 @@ def take(evidence: Evidence) -> list[Measurement]:
                     )
         found.append(exact(row, worst, where, 2, cause))
     return found
+
+
+def _in_words(error: openmm.OpenMMException, evidence: Evidence) -> str:
+    """Why a run has stopped; a machine that fails is no answer, and raises."""
+    from omm_mlff.forces import one_line
+
+    if is_not_a_number(error):
+        return one_line(error)
+    return f"{RAISED} {own_error(error, evidence.card)}"
 
 
 def _context(evaluator: Evaluator) -> openmm.Context:

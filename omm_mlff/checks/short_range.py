@@ -82,7 +82,6 @@ CLOSEST_NM = 0.5 * NM_PER_ANGSTROM
 N_APPROACHES = 18  # shared by the pairs of species, at least two for each
 _N_FINE = 17
 _N_REFINED = 20
-_KNOWS_BONDS = "native"
 
 MIN_STARTS = 18
 MAX_STARTS = 48
@@ -453,8 +452,9 @@ def _walls(
 ) -> list[Measurement]:
     lines = bond_lines(system)
     climbs = climb_all(evaluator, lines, batched=True) if lines else []
-    binding, skipped = None, "it knows its molecule by its bonds"
-    if evidence.card.source != _KNOWS_BONDS:
+    binding = None
+    skipped = f"{evidence.card.name} knows its atoms by {evidence.card.knows_atoms_by}"
+    if evidence.card.knows_atoms_by == "element":
         both, meeting = approach_lines(system, evidence.random(CHECK.name))
         skipped = evaluator.potential.unsupported(both) or ""
         if not skipped:

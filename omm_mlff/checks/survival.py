@@ -3,9 +3,9 @@ r"""Up to which temperature, and for how long, does the molecule come through?
 The runs of a temperature ladder (production runs belong to it) are read together; replicas at one
 temperature are pooled, whichever run they are from. A replica's *event* is the first of: a bond
 broken, a new bond, a hydrogen transferred (`bonds` says what these are, and reads them from the
-frames), and whatever made the simulation stop it: atoms on top of each other, the total energy
-0.1 eV/atom off, a NaN. A replica without one is censored where its frames end, also where that is
-earlier than planned, because a budget was spent.
+frames), and whatever made the simulation stop it: atoms on top of each other, the total energy 0.1
+eV/atom off, a NaN, an error that the potential's code raises. A replica without one is censored
+where its frames end, also where that is earlier than planned, because a budget was spent.
 
 `survival.probability` is Kaplan's and Meier's estimate at the end of the longest watch, with the
 beta product interval (see `kaplan_meier`). `survival.events` counts replicas. `survival.rate_limit`

@@ -32,6 +32,8 @@ COMMANDS = {
     "validate": "Run a model in OpenMM and judge whether it is safe to use.",
     "compare": "Put finished validations side by side: a table, a picture, a report.",
     "simulate": "Run dynamics with a model, recording every step.",
+    "convert": "Write recorded trajectories as DCD, XTC or extended XYZ.",
+    "export": "Write a student as a TorchScript file for openmm-torch users.",
     "models": "List the models that ship, with their cards.",
     "systems": "List the systems that ship, with their reference labels.",
     "prove": "Try validation on potentials whose truth is known.",

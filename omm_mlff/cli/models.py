@@ -1,7 +1,8 @@
-"""The command `models`: the students that ship, or the card of one."""
+"""The command `models`: the students that ship, the other forms of a model, or a card."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,12 @@ import click
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
 def models(model: str | None, as_json: bool) -> None:
-    """List the models that ship, or show the card of MODEL (a name or a checkpoint's folder)."""
+    """List the models that ship and what else --model takes, or show the card of MODEL."""
+    from omm_mlff.potentials.registry import spec_forms
     from omm_mlff.students.checkpoint import load_card, student_names
 
     if model is not None:
-        card = load_card(model)
+        card = card_of(model)
         click.echo(json.dumps(card, indent=2) if as_json else as_lines(card))
         return
     cards = [load_card(name) for name in student_names()]
@@ -26,6 +28,21 @@ def models(model: str | None, as_json: bool) -> None:
         click.echo(json.dumps(cards, indent=2))
         return
     print_table(cards)
+    click.echo("\nOther models, for --model:")
+    for form in spec_forms():
+        click.echo(f"  {form}")
+
+
+def card_of(model: str) -> dict[str, Any]:
+    """The whole card of a student's checkpoint, or what another model says of itself."""
+    from omm_mlff.potentials.registry import load_potential
+    from omm_mlff.potentials.student import matches
+    from omm_mlff.students.checkpoint import load_card, student_names
+
+    if model in student_names() or matches(model):
+        return load_card(model)
+    said = dataclasses.asdict(load_potential(model).card)
+    return {key: value for key, value in said.items() if value not in (None, {}, ())}
 
 
 TITLES = ("model", "parameters", "elements", "cutoff", "teacher", "trained at", "held out")

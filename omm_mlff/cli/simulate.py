@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from omm_mlff.cli.arguments import model_option
+
 
 @click.command()
-@click.option("--model", required=True, help="A shipped student, or a checkpoint's folder.")
+@model_option
 @click.option("--system", required=True, metavar="NAME|FILE", help="What is simulated.")
 @click.option("--length-ps", default=1.0, show_default=True, type=click.FloatRange(min=0))
 @click.option("--temperature", "temperature_K", default=300.0, show_default=True, help="K.")

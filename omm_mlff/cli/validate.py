@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from omm_mlff.cli.arguments import model_option
+
 
 @click.command()
-@click.option("--model", required=True, help="A shipped student, or a checkpoint's folder.")
+@model_option
 @click.option(
     "--system",
     "systems",

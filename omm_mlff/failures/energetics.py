@@ -1,4 +1,4 @@
-r"""Symptoms in the energy and the motion: jump, drift, heating, cooling, frozen, not a number.
+r"""Symptoms in the energy and the motion: jump, drift, heating, cooling, frozen, errors.
 
 *Jump*: within 10 fs, one period of the fastest vibration, the energy changes by more than 0.1 eV
 (four kT at 300 K) and by more than ten times what it changes in 10 fs as a rule, and stays there.
@@ -22,6 +22,9 @@ on either side, and there is neither jump nor drift.
 *Frozen*: over 50 fs the kinetic temperature, or that of the atoms' motion from frame to frame, is
 below a hundredth of the target. In that time a free particle of the target's temperature moves, and
 a bound one turns.
+
+*Raised* and *nan*: the potential's own code has raised, with its message, or its energy or forces
+are no numbers. What is seen before may have led there.
 """
 
 from __future__ import annotations
@@ -79,9 +82,9 @@ def energetic_symptoms(run: RunRecord, course: Course, event: Event | None) -> l
         found.append(
             Symptom("jump", event.time_ps, event.atoms, event.value, event.unit, event.detail)
         )
-    if event is not None and event.kind == "nan":
+    if event is not None and event.kind in ("raised", "nan"):
         found.append(
-            Symptom("nan", event.time_ps, event.atoms, event.value, event.unit, event.detail)
+            Symptom(event.kind, event.time_ps, event.atoms, event.value, event.unit, event.detail)
         )
     elif course.broken_ps is not None:
         sentence = "the record holds a number that is not finite"

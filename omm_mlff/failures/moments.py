@@ -13,6 +13,7 @@ from openmm.app import PDBFile
 
 from omm_mlff import rundir
 from omm_mlff.checks.frames import Sample, stretches
+from omm_mlff.forces import one_line
 from omm_mlff.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.schema import MolecularSystem
@@ -113,7 +114,7 @@ def steps_beyond(
             context.getIntegrator().step(1)
             state = context.getState(positions=True)
         except openmm.OpenMMException as error:
-            note = f"step {step} after the last recorded frame cannot be taken: {error}"
+            note = f"step {step} after the last recorded frame cannot be taken: {one_line(error)}"
             break
         x = np.array(state.getPositions(asNumpy=True)._value)
         if not np.isfinite(x).all():

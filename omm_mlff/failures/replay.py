@@ -34,7 +34,10 @@ context = openmm.Context(build_system(load_potential({potential!r}), system), in
 context.setPositions(start["positions"])
 context.setVelocities(start["velocities"])  # half a step behind, as a leapfrog wants them
 for step in range({n_steps} + 1):
-    state = context.getState(energy=True, forces=True)
+    try:
+        state = context.getState(energy=True, forces=True)
+    except openmm.OpenMMException as error:
+        raise SystemExit(f"{{{start_ps!r} + step * {timestep_ps!r}:.4f}} ps: {{error}}") from None
     energies = [e._value for e in (state.getPotentialEnergy(), state.getKineticEnergy())]
     print(f"{{{start_ps!r} + step * {timestep_ps!r}:.4f}} ps", *energies, sum(energies), "kJ/mol")
     if not np.isfinite([*energies, np.abs(state.getForces(asNumpy=True)._value).max()]).all():

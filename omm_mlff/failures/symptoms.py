@@ -19,6 +19,7 @@ KINDS = (
     "heating",
     "cooling",
     "frozen",
+    "raised",
     "nan",
 )
 """Of two symptoms at one time, the one that stands first here is told first: the rest may follow

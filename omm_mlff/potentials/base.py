@@ -62,8 +62,11 @@ class Potential(Protocol):
         forces : shape of `positions`, kJ/mol/nm
         """
 
-    def reference_energy(self, system: MolecularSystem) -> float:
-        """Sum of the atomic reference energies inside its total energy, kJ/mol; 0 if none."""
+    def reference_energy(self, system: MolecularSystem) -> float | None:
+        """Sum of the atomic reference energies inside its total energy, kJ/mol.
+
+        0 where it has none, None where it does not say.
+        """
 
 
 def build_system(
@@ -83,10 +86,16 @@ def build_system(
             f"{potential.card.name} takes {potential.max_replicas(system)} copies of "
             f"{system.name} into one System, {n_replicas} were asked for"
         )
+    openmm_system = bare_system(system, n_replicas)
+    potential.add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+    return openmm_system
+
+
+def bare_system(system: MolecularSystem, n_replicas: int = 1) -> openmm.System:
+    """An openmm.System with the particles and the box of a molecular system, and no forces."""
     openmm_system = openmm.System()
     for mass in np.tile(system.masses, n_replicas):
         openmm_system.addParticle(float(mass))
     if system.box_vectors is not None:
         openmm_system.setDefaultPeriodicBoxVectors(*system.box_vectors)
-    potential.add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
     return openmm_system

@@ -1,34 +1,58 @@
-"""Finds the source that reads a model spec.
+"""Finds the source that reads a model spec, or that takes an object from a script.
 
 A source is a module of this package (or one that an entry point in the group
-`omm_mlff.potentials` names) with `matches(spec)`, `load(spec)` and `names()`.
+`omm_mlff.potentials` names) with
+
+    names()         every model that it offers without a path, as a list of specs
+    matches(spec)   whether it reads a spec
+    load(spec)      the potential behind it
+
+and, where they have a meaning for it,
+
+    FORMS           how its specs are written, such as "native:FORCEFIELD"; for help and errors
+    executes(spec)  one line on whose code loading will run; None where it runs none
+    takes(thing)    whether it makes a potential of an object from a script
+    wrap(thing)     that potential
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import logging
+import os
 import pkgutil
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any
 
 from omm_mlff import potentials
-from omm_mlff.errors import UnknownNameError
+from omm_mlff.errors import InputError, UnknownNameError
+from omm_mlff.forces import one_line
 from omm_mlff.potentials.base import Potential
 
 ENTRY_POINTS = "omm_mlff.potentials"
-_NOT_SOURCES = {"base", "registry"}
+
+log = logging.getLogger(__name__)
 
 
 @functools.cache
 def sources() -> tuple[ModuleType, ...]:
-    """The modules that read model specs, this package's own first."""
+    """The modules that read model specs, this package's own first.
+
+    One of another package that cannot be imported is left out, and a warning says so.
+    """
     own = [
         importlib.import_module(f"{potentials.__name__}.{module.name}")
         for module in pkgutil.iter_modules(potentials.__path__)
-        if module.name not in _NOT_SOURCES
     ]
-    return (*own, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
+    others = []
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            others.append(point.load())
+        except Exception as error:  # one package that is broken must not take the others along
+            log.warning("no models of the entry point %s: %s", point.value, one_line(error))
+    return tuple(module for module in (*own, *others) if hasattr(module, "matches"))
 
 
 def model_names() -> list[str]:
@@ -36,22 +60,63 @@ def model_names() -> list[str]:
     return sorted(name for source in sources() for name in source.names())
 
 
+def spec_forms() -> list[str]:
+    """How model specs are written, source by source."""
+    return [form for source in sources() for form in getattr(source, "FORMS", ())]
+
+
 def load_potential(spec: str) -> Potential:
     """The potential behind a model spec.
 
+    Where loading runs code that came with the model, a warning of this module's logger says so
+    first; it is on the error stream unless logging is set up otherwise.
+
     Parameters
     ----------
-    spec : a shipped name such as "tiny", or the folder of a checkpoint
+    spec : a shipped name such as "tiny", a checkpoint's folder, or one of `spec_forms()`
 
     Raises
     ------
     UnknownNameError : no source reads it
     CheckpointError : it is there and cannot be used
+    MissingPackageError : the package that it needs is absent
     """
     for source in sources():
         if source.matches(spec):
+            notice = source.executes(spec) if hasattr(source, "executes") else None
+            if notice:
+                log.warning("notice: %s", notice)
             potential: Potential = source.load(spec)
             return potential
-    raise UnknownNameError(
-        "model", spec, model_names(), hint="or the path of a folder with a student checkpoint"
+    forms = ", ".join(spec_forms())
+    raise UnknownNameError("model", spec, model_names(), hint=f"or one of: {forms}")
+
+
+def as_potential(model: Any) -> Potential:
+    """The potential that is meant: a spec is loaded, an object is taken as it is or wrapped.
+
+    Parameters
+    ----------
+    model : a spec, a path, a Potential, or what a source takes: an ASE calculator, a System, ...
+
+    Raises
+    ------
+    InputError : no source takes it
+    """
+    if isinstance(model, str | os.PathLike):
+        return load_potential(os.fspath(model))
+    if isinstance(model, type):
+        raise InputError(
+            f"{model.__name__} is a class; wanted an object of it, such as {model.__name__}(...)"
+        )
+    if isinstance(model, Potential):
+        return model
+    for source in sources():
+        if hasattr(source, "takes") and source.takes(model):
+            wrapped: Potential = source.wrap(model)
+            return wrapped
+    raise InputError(
+        f"a {type(model).__module__}.{type(model).__qualname__} is no potential; wanted a model "
+        "spec, an object with the methods of omm_mlff.potentials.base.Potential, or what a source "
+        "takes (an ASE calculator, a TorchScript module, an openmm.System)"
     )

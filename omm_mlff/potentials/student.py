@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,41 @@ import numpy as np
 import openmm
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from omm_mlff.data import shipped_names
-from omm_mlff.errors import UnsupportedSystemError
-from omm_mlff.forces import Backend, Tap, make_force
+from omm_mlff.errors import InputError, UnsupportedSystemError
+from omm_mlff.forces import Backend, Tap, make_force, resolve_backend, script
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
-from omm_mlff.students.engine import MAX_COMPLETE_ATOMS, build_engine
+from omm_mlff.students.engine import MAX_COMPLETE_ATOMS, SubsetEngine, build_engine
 from omm_mlff.students.student import Student
 from omm_mlff.units import KJMOL_PER_EV, NM_PER_ANGSTROM
 
 SOURCE = "student"
+FORMS = ("the folder of a student's checkpoint",)
 _MAX_REPLICAS = 1024
 
 
 class StudentPotential:
-    """A student checkpoint.
+    """A student.
 
     Parameters
     ----------
-    spec : a shipped name such as "tiny", or the folder of a checkpoint
+    student : a shipped name such as "tiny", the folder of a checkpoint, or a student itself
     backend : which Force carries it
     """
 
-    def __init__(self, spec: str, backend: Backend = "auto") -> None:
-        self.spec = spec
+    def __init__(self, student: str | Student, backend: Backend = "auto") -> None:
         self.backend: Backend = backend
-        self.student: Student = load_student(spec)
-        self._card = _card(load_card(spec), self.student)
+        if isinstance(student, Student):
+            self.student = student
+            self.spec = f"{student.config.name} (object)"
+            self._card = _card({"name": student.config.name}, student)
+        else:
+            self.student = load_student(student)
+            self.spec = student
+            self._card = _card(load_card(student), self.student)
 
     @property
     def card(self) -> PotentialCard:
@@ -121,15 +129,19 @@ def add_student(
     topology: openmm.app.Topology,
     name: str,
     *,
+    atoms: Iterable[int] | None = None,
+    force_group: int = 0,
     backend: Backend = "auto",
 ) -> openmm.Force:
-    """Add a student to a System by hand; all atoms of the topology are under it.
+    """Add a student to a System by hand.
 
     Parameters
     ----------
     openmm_system : with one particle an atom; its box decides nothing, the topology's does
     topology : elements, and a box if periodic
     name : a shipped name such as "tiny", or the folder of a checkpoint
+    atoms : indices of those under the student; None means all. It sees no others and puts no
+        force on them; what binds the two parts is left to the System's other forces
 
     Returns
     -------
@@ -137,23 +149,108 @@ def add_student(
 
     Raises
     ------
-    UnsupportedSystemError : an element that the student never saw, or virtual sites
+    UnsupportedSystemError : an element that the student never saw, or virtual sites, among its
+        atoms
+    InputError : indices that the topology does not have, or one that comes twice
     """
-    student = load_student(name)
     if openmm_system.getNumParticles() != topology.getNumAtoms():
         raise UnsupportedSystemError(
             f"the System has {openmm_system.getNumParticles()} particles, "
             f"the topology {topology.getNumAtoms()} atoms; a student needs one particle an atom"
         )
-    species = [atom.element.atomic_number if atom.element else 0 for atom in topology.atoms()]
-    unknown = sorted(set(species) - set(student.config.species))
-    if unknown:
-        raise UnsupportedSystemError(f"{name} was never trained on {_symbols(unknown)}")
-    periodic = topology.getPeriodicBoxVectors() is not None
-    engine = build_engine(student, torch.tensor(species), periodic=periodic)
-    force = make_force(engine, periodic=periodic, backend=backend)
+    force = student_force(topology, name, atoms=atoms, backend=backend)
+    force.setForceGroup(force_group)
     openmm_system.addForce(force)
     return force
+
+
+def student_force(
+    topology: openmm.app.Topology,
+    name: str,
+    *,
+    atoms: Iterable[int] | None = None,
+    backend: Backend = "auto",
+) -> openmm.Force:
+    """What `add_student` adds, belonging to no System yet.
+
+    A PythonForce can be copied and serialised: what is kept is which student is on which atoms.
+    """
+    student = load_student(name)
+    listed = list(topology.atoms())
+    chosen = None if atoms is None else _indices(atoms, len(listed))
+    seen = listed if chosen is None else [listed[i] for i in chosen]
+    if len(seen) < 2:
+        raise UnsupportedSystemError(
+            f"{name} was given {len(seen)} of {len(listed)} atoms; a student needs two or more"
+        )
+    species = [atom.element.atomic_number if atom.element else 0 for atom in seen]
+    unknown = sorted(set(species) - set(student.config.species))
+    if unknown:
+        raise UnsupportedSystemError(
+            f"{name} was never trained on {_symbols(unknown)} "
+            f"(knows {_symbols(student.config.species)})"
+        )
+    periodic = topology.getPeriodicBoxVectors() is not None
+    if resolve_backend(backend) == "pythonforce":
+        force = openmm.PythonForce(StudentFunction(name, species, chosen, periodic))
+        force.setUsesPeriodicBoundaryConditions(periodic)
+        return force
+    return make_force(
+        _engine(student, species, chosen, periodic), periodic=periodic, backend=backend
+    )
+
+
+class StudentFunction:
+    """A student as the function of a PythonForce. Pickled, it is the student's name and the atoms;
+    the numbers are read again where it is unpickled.
+
+    Parameters
+    ----------
+    name : a shipped name, or the folder of a checkpoint
+    species : atomic numbers of the atoms under it
+    atoms : their indices; None means all
+    periodic : whether the box repeats
+    """
+
+    def __init__(
+        self, name: str, species: Sequence[int], atoms: Sequence[int] | None, periodic: bool
+    ) -> None:
+        self._parameters = (name, species, atoms, periodic)
+        self._periodic = periodic
+        self._engine = script(_engine(load_student(name), species, atoms, periodic))
+
+    def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
+        positions = torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))
+        box = None
+        if self._periodic:
+            box = torch.from_numpy(np.array(state.getPeriodicBoxVectors(asNumpy=True)._value))
+        energies, forces = self._engine(positions, box)
+        return float(energies.sum()), forces.numpy()
+
+    def __reduce__(self) -> tuple[type[StudentFunction], tuple[Any, ...]]:
+        return StudentFunction, self._parameters
+
+
+def _engine(
+    student: Student, species: Sequence[int], atoms: Sequence[int] | None, periodic: bool
+) -> nn.Module:
+    engine = build_engine(student, torch.tensor(species), periodic=periodic)
+    return engine if atoms is None else SubsetEngine(engine, torch.tensor(atoms))
+
+
+def _indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
+    """The indices as they came, each known to be one of the topology's."""
+    try:
+        indices = [operator.index(atom) for atom in atoms]
+    except TypeError:
+        raise InputError("atoms: wanted indices such as [0, 1, 2]; got something else") from None
+    strange = [i for i in indices if not 0 <= i < n_atoms]
+    if strange:
+        raise InputError(f"atom {strange[0]} is none of the topology's (0 to {n_atoms - 1})")
+    if len(set(indices)) < len(indices):
+        twice = next(i for i in indices if indices.count(i) > 1)
+        raise InputError(f"atom {twice} comes twice; name each once")
+    return indices
 
 
 def names() -> list[str]:
@@ -163,13 +260,28 @@ def names() -> list[str]:
 
 def matches(spec: str) -> bool:
     """Whether this source reads the spec: a shipped name or a checkpoint's folder."""
-    return spec in names() or Path(spec).is_dir()
+    if spec in names():
+        return True
+    try:
+        return Path(spec).is_dir()
+    except OSError:  # a name too long for a file system, or a folder that may not be looked into
+        return False
 
 
 @functools.lru_cache(maxsize=8)
 def load(spec: str) -> StudentPotential:
     """The potential behind a spec."""
     return StudentPotential(spec)
+
+
+def takes(thing: Any) -> bool:
+    """Whether it is a student."""
+    return isinstance(thing, Student)
+
+
+def wrap(thing: Student) -> StudentPotential:
+    """The potential of a student from a script."""
+    return StudentPotential(thing)
 
 
 def _card(card: dict[str, Any], student: Student) -> PotentialCard:
@@ -181,7 +293,7 @@ def _card(card: dict[str, Any], student: Student) -> PotentialCard:
         dtype=str(student.dtype).removeprefix("torch."),
         n_parameters=student.n_parameters,
         training_domain=card.get("training_domain", {}),
-        sha256=card["sha256"],
+        sha256=card.get("sha256"),
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from omm_mlff.errors import InputError, UnknownNameError
-from omm_mlff.forces import Tap
+from omm_mlff.errors import UnknownNameError
+from omm_mlff.forces import Tap, make_python_force
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES, Teacher
 from omm_mlff.units import (
@@ -21,6 +20,7 @@ from omm_mlff.units import (
 )
 
 SOURCE = "teacher"
+FORMS = ("teacher:ANI-1ccx",)
 TEACHER_SPEC = f"{SOURCE}:{TEACHER_NAME}"
 
 _CUTOFF_ANGSTROM = 5.2  # radial; angles reach to 3.5 (Smith et al., Chem. Sci. 8, 3192 (2017))
@@ -79,12 +79,15 @@ class TeacherPotential:
         n_replicas: int = 1,
         tap: Tap | None = None,
     ) -> None:
-        if not hasattr(openmm, "PythonForce"):
-            raise InputError(
-                f"{TEACHER_SPEC} needs OpenMM's PythonForce, which openmm "
-                f"{openmm.Platform.getOpenMMVersion()} has not; install openmm 8.4 or newer"
+        openmm_system.addForce(
+            make_python_force(
+                lambda frames, box: self.energies_and_forces(frames, system),
+                n_replicas=n_replicas,
+                n_atoms=system.n_atoms,
+                periodic=False,
+                tap=tap,
             )
-        openmm_system.addForce(openmm.PythonForce(self._function(system, n_replicas, tap)))
+        )
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -95,23 +98,6 @@ class TeacherPotential:
 
     def reference_energy(self, system: MolecularSystem) -> float:
         return sum(self._self_energies[int(z)] for z in system.species) * KJMOL_PER_EV
-
-    def _function(self, system: MolecularSystem, n_replicas: int, tap: Tap | None) -> Any:
-        import torch
-
-        def compute(state: openmm.State) -> tuple[float, NDArray[np.float64]]:
-            x = np.array(state.getPositions(asNumpy=True)._value)
-            frames = x.reshape(n_replicas, system.n_atoms, 3)
-            energies, forces = self.energies_and_forces(frames, system)
-            flat = forces.reshape(-1, 3)
-            if tap is None:
-                return float(energies.sum()), flat
-            passed_on, masked = tap.receive(
-                torch.from_numpy(energies), torch.from_numpy(flat), torch.from_numpy(x)
-            )
-            return float(passed_on.sum()), masked.numpy()
-
-        return compute
 
 
 def names() -> list[str]:

@@ -74,6 +74,22 @@ class NotANumber(nn.Module):
         return broken, broken
 
 
+class Raises(nn.Module):
+    """No energy, and an error instead of an answer beyond an edge."""
+
+    if TYPE_CHECKING:
+        edge: Tensor
+
+    def __init__(self, edge: Float) -> None:
+        super().__init__()
+        self.register_buffer("edge", torch.from_numpy(edge))
+
+    def forward(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        if bool((d > self.edge).any()):
+            raise ValueError("a bond is too long")
+        return torch.zeros_like(d), torch.zeros_like(d)
+
+
 class Capped(nn.Module):
     """A repulsion that saturates: c tanh(E / c) where E is positive."""
 

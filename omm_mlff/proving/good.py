@@ -5,78 +5,19 @@ Adding one is one more row of `KNOWN_GOOD`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import openmm
-from numpy.typing import NDArray
-from openmm import app
-
-from omm_mlff.forces import Tap
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.teacher import TEACHER_SPEC
 from omm_mlff.proving.grounds import BOX, CHAIN, CLUSTER, METHANOL, Ground
-from omm_mlff.schema import MolecularSystem, PotentialCard
+from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system
 
 _FOLDER = Path(__file__).resolve().parent
-FORCE_FIELD = "amber14-all.xml"
-
-
-class NativePotential:
-    """One of OpenMM's own force fields: no tap, one copy at a time."""
-
-    spec = "proving:amber14"
-    card = PotentialCard("amber14", "native", None, None, "float64")
-
-    def unsupported(self, system: MolecularSystem) -> str | None:
-        try:
-            self._system(system)
-        except ValueError as error:
-            return f"{FORCE_FIELD} does not know it: {error}"
-        return None
-
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return False
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1
-
-    def add_to(
-        self,
-        openmm_system: openmm.System,
-        system: MolecularSystem,
-        *,
-        n_replicas: int = 1,
-        tap: Tap | None = None,
-    ) -> None:
-        own = self._system(system)  # named: its forces live no longer than it does
-        for force in own.getForces():
-            openmm_system.addForce(copy.deepcopy(force))
-
-    def energies_and_forces(
-        self, positions: NDArray[np.float64], system: MolecularSystem
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        return None
-
-    def reference_energy(self, system: MolecularSystem) -> float:
-        return 0.0
-
-    def _system(self, system: MolecularSystem) -> openmm.System:
-        return _force_field().createSystem(
-            system.topology, nonbondedMethod=app.NoCutoff, constraints=None, removeCMMotion=False
-        )
-
-
-@functools.cache
-def _force_field() -> app.ForceField:
-    return app.ForceField(FORCE_FIELD)
 
 
 @dataclass(frozen=True)
@@ -108,7 +49,9 @@ def _on_water(model: str) -> Callable[[], tuple[Potential, MolecularSystem]]:
 def _native() -> tuple[Potential, MolecularSystem]:
     # What it has for comparison is another method's: how far amber14 is from it is not asked here.
     system = load_system("alanine-dipeptide")
-    return NativePotential(), dataclasses.replace(system, reference=None, landmarks=None)
+    return load_potential("native:amber14"), dataclasses.replace(
+        system, reference=None, landmarks=None
+    )
 
 
 KNOWN_GOOD: tuple[KnownGood, ...] = (

@@ -21,8 +21,8 @@ from torch import nn
 
 from omm_mlff.forces import script
 from omm_mlff.proving.field import PairEngine, sound_terms
-from omm_mlff.proving.potential import KNOWS_BONDS, KNOWS_ELEMENTS, ProvingPotential
-from omm_mlff.schema import MolecularSystem, ReferenceLabels
+from omm_mlff.proving.potential import ProvingPotential
+from omm_mlff.schema import Identity, MolecularSystem, ReferenceLabels
 from omm_mlff.units import BOLTZMANN, PS_PER_FS
 
 _FOLDER = Path(__file__).resolve().parent
@@ -58,9 +58,9 @@ class Ground:
         return PairEngine(system, n_copies, sound_terms(system, self.cutoff_nm, self.harmonic))
 
     @property
-    def source(self) -> str:
+    def knows_atoms_by(self) -> Identity:
         """Of the card of a potential on this ground."""
-        return KNOWS_BONDS if len(self.structure().bonds) else KNOWS_ELEMENTS
+        return "bond" if len(self.structure().bonds) else "element"
 
     def system(self) -> MolecularSystem:
         """The system at its minimum, with labels; made once in a process."""
@@ -69,7 +69,10 @@ class Ground:
     def sound_potential(self) -> ProvingPotential:
         """The potential that made the labels."""
         return ProvingPotential(
-            f"sound {self.name}", self.engine, cutoff_nm=self.cutoff_nm, source=self.source
+            f"sound {self.name}",
+            self.engine,
+            cutoff_nm=self.cutoff_nm,
+            knows_atoms_by=self.knows_atoms_by,
         )
 
 

@@ -86,7 +86,7 @@ class Kind:
             f"{self.name} {strength:g}",
             build,
             cutoff_nm=self.ground.cutoff_nm,
-            source=self.ground.source,
+            knows_atoms_by=self.ground.knows_atoms_by,
             dtype=self.dtype,
             has_memory=self.has_memory,
         )
@@ -223,6 +223,11 @@ def _nan(system: MolecularSystem, n_copies: int, strength: float) -> nn.Module:
     return _with_term(
         system, n_copies, faults.NotANumber(_hydroxyl(system, strength * NM_PER_ANGSTROM))
     )
+
+
+def _raises(system: MolecularSystem, n_copies: int, strength: float) -> nn.Module:
+    edge = _hydroxyl(system, strength * NM_PER_ANGSTROM)
+    return _with_term(system, n_copies, faults.Raises(edge))
 
 
 def _box(system: MolecularSystem, n_copies: int, strength: float) -> nn.Module:
@@ -387,6 +392,15 @@ KINDS: tuple[Kind, ...] = (
         (0.03, 0.1, 0.15, 0.25),
         METHANOL,
         _nan,
+    ),
+    Kind(
+        "raises",
+        "an error instead of an answer where O-H is too long by this much",
+        "raises",
+        "angstrom",
+        (0.03, 0.1, 0.15, 0.25),
+        METHANOL,
+        _raises,
     ),
     Kind(
         "force-noise",

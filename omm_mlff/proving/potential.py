@@ -12,14 +12,9 @@ from torch import nn
 
 from omm_mlff.forces import Tap, make_force
 from omm_mlff.proving.field import unknown_elements
-from omm_mlff.schema import MolecularSystem, PotentialCard
+from omm_mlff.schema import Identity, MolecularSystem, PotentialCard
 
-KNOWS_BONDS = "native"
-"""Source of a potential that knows its atoms by their bonds, like a native force field: like atoms
-may not be exchanged."""
-
-KNOWS_ELEMENTS = "proving"
-"""Source of one that knows elements alone."""
+SOURCE = "proving"
 
 EngineBuilder = Callable[[MolecularSystem, int], nn.Module]
 """A molecular system and a number of copies to an engine (`proving.field.PairEngine`)."""
@@ -35,7 +30,7 @@ class ProvingPotential:
     name : such as "curl 0.1"
     build : makes the engine; called anew for every Force
     cutoff_nm : as the card names it
-    source : one of the two above
+    knows_atoms_by : as in the card
     dtype : as the card claims it
     has_memory : what it computes depends on what it computed before, so that there is no other way
         to it than OpenMM's
@@ -47,12 +42,14 @@ class ProvingPotential:
         build: EngineBuilder,
         *,
         cutoff_nm: float | None,
-        source: str = KNOWS_BONDS,
+        knows_atoms_by: Identity = "bond",
         dtype: str = "float64",
         has_memory: bool = False,
     ) -> None:
         self.spec = f"proving:{name.replace(' ', ':')}"
-        self._card = PotentialCard(name, source, None, cutoff_nm, dtype)
+        self._card = PotentialCard(
+            name, SOURCE, None, cutoff_nm, dtype, knows_atoms_by=knows_atoms_by
+        )
         self._build = build
         self._has_memory = has_memory
 

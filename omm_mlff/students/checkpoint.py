@@ -1,18 +1,22 @@
 """Checkpoints: safetensors for the numbers, a JSON card for what they mean.
 
-Loading executes nothing that is stored: safetensors holds raw arrays, the card plain JSON.
+Loading executes nothing that is stored: safetensors holds raw arrays, the card plain JSON. A
+`state_dict` that was pickled by `torch.save` is read as well, as weights only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -22,6 +26,7 @@ from omm_mlff.errors import CheckpointError, UnknownNameError
 from omm_mlff.students.student import Student, StudentConfig
 
 MODEL_FILE = "model.safetensors"
+PICKLE_FILE = "model.pt"
 CARD_FILE = "card.json"
 CARD_VERSION = 1
 UNITS = {"length": "angstrom", "energy": "eV"}
@@ -124,12 +129,13 @@ def load_student(name_or_folder: str | Path) -> Student:
     """
     folder = checkpoint_folder(name_or_folder)
     card = load_card(folder)
-    path = folder / MODEL_FILE
+    path = weights_file(folder)
     try:
         payload = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} has no {MODEL_FILE}; the checkpoint is incomplete"
+            f"{folder} has no {MODEL_FILE} (nor {PICKLE_FILE}, a pickled state_dict); "
+            "the checkpoint is incomplete"
         ) from None
     found = hashlib.sha256(payload).hexdigest()
     if found != card["sha256"]:
@@ -141,10 +147,15 @@ def load_student(name_or_folder: str | Path) -> Student:
         fields = dict(card["config"])
         config = StudentConfig(**{**fields, "species": tuple(fields["species"])})
         student = Student(config)
-        tensors = load_tensors(payload)
+        tensors = load_tensors(payload) if path.name == MODEL_FILE else _unpickled(payload)
         dtype = tensors["network.readout_mix.weight"].dtype
         student.network.to(dtype)
         student.load_state_dict(tensors, strict=True)
+    except UnpicklingError:
+        raise CheckpointError(
+            f"{path} is a pickle that holds more than tensors, and is not loaded; save the "
+            f"state_dict alone, or better as {MODEL_FILE} with omm_mlff.students.checkpoint"
+        ) from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} does not fit its card: {reason}") from None
@@ -156,6 +167,20 @@ def load_student(name_or_folder: str | Path) -> Student:
     student.eval()
     student.requires_grad_(False)
     return student
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with the parameters: safetensors, or a pickled state_dict where that is all."""
+    pickled = folder / PICKLE_FILE
+    alone = pickled.is_file() and not (folder / MODEL_FILE).exists()
+    return pickled if alone else folder / MODEL_FILE
+
+
+def _unpickled(payload: bytes) -> dict[str, Any]:
+    tensors = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if not isinstance(tensors, dict):
+        raise TypeError(f"wanted a state_dict, got a {type(tensors).__name__}")
+    return tensors
 
 
 def _replace(path: Path, payload: bytes) -> None:

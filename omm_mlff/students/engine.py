@@ -140,6 +140,30 @@ class BoxEngine(nn.Module):
         return total, (gradient * -self.force_unit).contiguous()
 
 
+class SubsetEngine(nn.Module):
+    """An engine that sees some of the atoms; there is no force on the others.
+
+    Parameters
+    ----------
+    engine : for the atoms that it sees
+    atoms : shape (n_seen,), indices into the positions that come
+    """
+
+    if TYPE_CHECKING:
+        atoms: Tensor
+
+    def __init__(self, engine: nn.Module, atoms: Tensor) -> None:
+        super().__init__()
+        self.engine = engine
+        self.register_buffer("atoms", atoms.clone(), persistent=False)
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energies of the engine, and forces of the shape of all positions."""
+        energies, seen = self.engine(positions.detach()[self.atoms], box)
+        forces = torch.zeros_like(positions).index_copy(0, self.atoms, seen)
+        return energies, forces
+
+
 def build_engine(
     student: Student, species: Tensor, *, periodic: bool, n_copies: int = 1
 ) -> MoleculeEngine | BoxEngine:

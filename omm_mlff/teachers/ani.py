@@ -42,7 +42,7 @@ class Teacher:
     name = TEACHER_NAME
 
     def __init__(self) -> None:
-        self._ensemble = _load().to(torch.float64).requires_grad_(False)
+        self._ensemble = load_ensemble().to(torch.float64).requires_grad_(False)
         self._single: Any = None
 
     def label(self, species: NDArray[np.int64], positions: Float) -> tuple[Float, Float, Float]:
@@ -119,7 +119,7 @@ class Teacher:
         """
         numbers = _known(species)
         if self._single is None:
-            self._single = _load().to(torch.float32).requires_grad_(False)
+            self._single = load_ensemble().to(torch.float32).requires_grad_(False)
         single = self._single
 
         def evaluate(positions: Float) -> tuple[Float, Float]:
@@ -142,7 +142,13 @@ class Teacher:
         return {z: value * EV_PER_HARTREE for z, value in zip(TEACHER_SPECIES, values, strict=True)}
 
 
-def _load() -> Any:
+def load_ensemble() -> Any:
+    """The eight networks of ANI-1ccx, as torchani has them.
+
+    Raises
+    ------
+    MissingPackageError : torchani is not installed
+    """
     try:
         with warnings.catch_warnings():
             # pkg_resources' deprecation and torchani's notes on its own optional parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from springs import molecule
 
+from omm_mlff.raising import Tally
 from omm_mlff.schema import (
     Measurement,
     MolecularSystem,
@@ -107,6 +108,8 @@ class FakeEvaluator:
         self.seconds = seconds
         self.n_evaluations = 0
         self.closed = False
+        self.raised: dict[int, str] = {}
+        self.tally = Tally()
 
     def evaluate(self, positions, box_vectors=None, *, batched=True):
         self.n_evaluations += len(positions)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import openmm
 import pytest
-from checks.fakes import by_name
+from checks.fakes import FakeEvaluator, by_name
 from springs import molecule, triatomic
 
 from omm_mlff.checks import box
@@ -241,7 +241,7 @@ def test_a_native_force_field_is_not_asked_to_tear_its_molecules() -> None:
 
 def test_a_molecule_in_vacuum_has_no_box() -> None:
     system = triatomic()
-    found = CHECK.measure(Evidence(system, Argon.card, (), evaluator=object()))
+    found = CHECK.measure(Evidence(system, Argon.card, (), evaluator=FakeEvaluator(None, system)))
     assert len(found) == len(CHECK.declares)
     assert all("has no box" in row.not_applicable for row in found)
 

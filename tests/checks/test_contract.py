@@ -29,7 +29,7 @@ CHECKS = {check.name: check for check in all_checks()}
 def springs_evidence(folder):
     potential = SpringPotential()
     # Every pair has its own rest length: like a native force field, it knows its atoms.
-    potential.card = dataclasses.replace(potential.card, source="native")
+    potential.card = dataclasses.replace(potential.card, knows_atoms_by="bond")
     return potential, triatomic(), 300.0
 
 

@@ -120,6 +120,15 @@ def test_a_thousandth_of_a_mev_is_four_kelvin_a_nanosecond() -> None:
     assert found["nve.drift_temperature"].value == pytest.approx(expected)
 
 
+def test_energy_change_is_absent_where_nothing_is_said_of_the_atoms_energies() -> None:
+    run = run_of([oscillator(0.5, 400, phase=k) for k in range(3)])
+    found = by_name(drift.CHECK.measure(evidence(run, reference_energy_kjmol=None)))
+    assert found["nve.energy_change"].value is None
+    assert "does not say what part of its energy" in found["nve.energy_change"].not_applicable
+    said = by_name(drift.CHECK.measure(evidence(run, reference_energy_kjmol=0.0)))
+    assert found["nve.drift"].value == said["nve.drift"].value
+
+
 def test_energy_change_is_relative_to_the_start_without_reference_energies() -> None:
     leak, reference = 2.0, -20000.0
     replicas = [oscillator(0.5, 2001, phase=k, leak=leak) for k in range(3)]

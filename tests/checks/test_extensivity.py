@@ -92,7 +92,11 @@ def test_a_large_cutoff_moves_the_copies_further() -> None:
     ("named", "options", "words"),
     [
         (card(), {}, "names no cutoff"),
-        (PotentialCard("ff", "native", None, 0.5, "float64"), {}, "by their bonds"),
+        (
+            PotentialCard("ff", "native", None, 0.5, "float64", knows_atoms_by="bond"),
+            {},
+            "atoms by bond",
+        ),
         (NAMED, {"refuses": "its atom order is fixed"}, "atom order is fixed"),
     ],
 )

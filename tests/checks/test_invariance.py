@@ -14,10 +14,10 @@ from omm_mlff.checks.base import Evidence
 MODEL = Pairs()
 
 
-def measured(function, system=None, source="tests"):
+def measured(function, system=None, identity="element"):
     system = system or water()
     evaluator = FakeEvaluator(function, system)
-    mine = dataclasses.replace(card(), source=source)
+    mine = dataclasses.replace(card(), knows_atoms_by=identity)
     return by_name(invariance.CHECK.measure(Evidence(system, mine, evaluator=evaluator)))
 
 
@@ -114,8 +114,8 @@ def test_a_box_has_no_rotation_and_no_torque() -> None:
 
 
 def test_a_native_force_field_is_not_asked_to_exchange_atoms() -> None:
-    found = measured(MODEL, source="native")
-    assert "bonds" in found["invariance.permutation_energy"].not_applicable
+    found = measured(MODEL, identity="bond")
+    assert "atoms by bond" in found["invariance.permutation_energy"].not_applicable
 
 
 def test_nothing_over_nothing_is_nothing_and_something_is_infinite() -> None:

@@ -74,10 +74,10 @@ def carbons():
     return molecule([6, 6], [[0.0, 0.0, 0.0], [0.15, 0.0, 0.0]], [[0, 1]])
 
 
-def measured(function, system, source="tests", **options):
+def measured(function, system, identity="element", **options):
     evaluator = FakeEvaluator(function, system, **options)
     evidence = Evidence(
-        system, dataclasses.replace(card(), source=source), evaluator=evaluator, seed=1
+        system, dataclasses.replace(card(), knows_atoms_by=identity), evaluator=evaluator, seed=1
     )
     return by_name(short_range.CHECK.measure(evidence))
 
@@ -180,13 +180,15 @@ def test_a_bond_that_lets_go_too_early_is_named() -> None:
 def test_springs_hold_on_their_bonds_alone() -> None:
     potential = SpringPotential()
     with Evaluator(potential, triatomic(), "Reference") as evaluator:
-        native = dataclasses.replace(potential.card, source="native")
+        native = dataclasses.replace(potential.card, knows_atoms_by="bond")
         found = by_name(
             short_range.CHECK.measure(Evidence(triatomic(), native, evaluator=evaluator))
         )
     assert found["short_range.barrier"].value == pytest.approx(CEILING_EV)
-    assert "approaches left out: it knows its molecule" in found["short_range.barrier"].cause
-    assert "it knows its molecule" in found["short_range.binding"].not_applicable
+    assert (
+        "approaches left out: springs knows its atoms by bond" in found["short_range.barrier"].cause
+    )
+    assert "knows its atoms by bond" in found["short_range.binding"].not_applicable
     assert found["short_range.hole"].value == 0.0
 
 

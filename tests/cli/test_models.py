@@ -73,7 +73,25 @@ def test_one_model_is_shown_by_name_or_folder(
 
 
 def test_an_unknown_model_ends_in_2_with_the_nearest_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models", "orignal"]) == 2
+    assert "did you mean original?" in capsys.readouterr().err
+
+
+def test_the_list_names_every_other_form_of_a_model(
     shipped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["models", "smal"]) == 2
-    assert "did you mean small?" in capsys.readouterr().err
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    for form in ("native:", "ase:", "openmm-ml:", ".pt", "teacher:ANI-1ccx"):
+        assert form in shown
+
+
+def test_a_model_that_is_no_student_shows_what_it_says_of_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models", "native:amber14", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["source"] == "native"
+    assert card["knows_atoms_by"] == "bond"

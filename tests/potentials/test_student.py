@@ -10,9 +10,11 @@ import pytest
 from openmm import app
 from springs import molecule
 
-from omm_mlff.errors import UnsupportedSystemError
+from omm_mlff.errors import InputError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
+from omm_mlff.potentials.registry import as_potential, load_potential
 from omm_mlff.potentials.student import StudentPotential, add_student
+from omm_mlff.students.checkpoint import load_student
 from omm_mlff.systems import load_system
 
 
@@ -112,3 +114,75 @@ def test_making_a_twin_leaves_the_student_as_it_was_and_a_twin_has_none():
     twin = potential.in_float64()
     assert str(potential.student.dtype) == "torch.float32"
     assert twin.in_float64() is None
+
+
+def energy_and_forces(openmm_system, positions):
+    context = openmm.Context(
+        openmm_system,
+        openmm.VerletIntegrator(0.001),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPositions(positions)
+    for _ in range(4):
+        state = context.getState(energy=True, forces=True)
+    return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
+
+
+def particles(n_atoms):
+    openmm_system = openmm.System()
+    for _ in range(n_atoms):
+        openmm_system.addParticle(1.0)
+    return openmm_system
+
+
+@pytest.mark.parametrize("backend", ["torchforce", "pythonforce"])
+def test_a_student_on_some_atoms_leaves_the_others_alone(backend):
+    """Two waters, the second one's atoms in another order: as the second one by itself."""
+    water = load_system("water")
+    second = [5, 3, 4]  # O, H, H as the water has them
+    topology = app.Topology()
+    residue = topology.addResidue("HOH", topology.addChain())
+    for symbol in ("O", "H", "H", "H", "H", "O"):
+        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+    positions = np.zeros((6, 3))
+    positions[:3] = water.positions + 0.2
+    positions[second] = 1.02 * water.positions
+    both = particles(6)
+    force = add_student(both, topology, "ultra-tiny", atoms=second, force_group=3, backend=backend)
+    assert force.getForceGroup() == 3
+    energy, forces = energy_and_forces(both, positions)
+    energies, alone = StudentPotential("ultra-tiny").energies_and_forces(
+        1.02 * water.positions[None], water
+    )
+    assert energy == pytest.approx(energies[0], abs=1e-3)
+    np.testing.assert_allclose(forces[second], alone[0], atol=1e-4 * np.abs(alone).max())
+    assert not forces[:3].any()
+
+
+@pytest.mark.parametrize(
+    ("atoms", "complaint"),
+    [
+        ([0, 1, 3], r"atom 3 is none of the topology's \(0 to 2\)"),
+        ([-1, 0], "atom -1 is none"),
+        ([0, 1, 0], "atom 0 comes twice"),
+        ([0.5, 1], "wanted indices"),
+        ([], "0 of 3 atoms; a student needs two or more"),
+        ([1], "1 of 3 atoms"),
+    ],
+)
+def test_atoms_that_cannot_be_meant_are_refused(atoms, complaint):
+    water = load_system("water")
+    with pytest.raises((InputError, UnsupportedSystemError), match=complaint):
+        add_student(particles(3), water.topology, "ultra-tiny", atoms=atoms)
+
+
+def test_a_student_from_a_script_is_the_student_that_was_loaded() -> None:
+    loaded, water = load_potential("ultra-tiny"), load_system("water")
+    taken = as_potential(load_student("ultra-tiny"))
+    assert isinstance(taken, StudentPotential)
+    assert taken.spec == "ultra-tiny (object)"
+    assert taken.card == dataclasses.replace(loaded.card, sha256=None, training_domain={})
+    energies, forces = taken.energies_and_forces(water.positions[None], water)
+    expected = loaded.energies_and_forces(water.positions[None], water)
+    np.testing.assert_array_equal(energies, expected[0])
+    np.testing.assert_array_equal(forces, expected[1])

@@ -229,6 +229,15 @@ def test_nan_begins_where_it_says() -> None:
     assert not np.isnan(force[0]).any()
 
 
+def test_an_error_comes_where_it_says() -> None:
+    edge = 0.096 + 0.01
+    energy, force, true_energy, true_force = both("raises", 0.1, hydroxyl_frames([edge - 1e-6]))
+    np.testing.assert_array_equal(energy, true_energy)
+    np.testing.assert_array_equal(force, true_force)
+    with pytest.raises(ValueError, match="a bond is too long"):
+        both("raises", 0.1, hydroxyl_frames([edge - 1e-6, edge + 1e-6]))
+
+
 def test_fresh_noise_differs_from_call_to_call_and_adds_no_net_force() -> None:
     faulty, _, system = engines("nondeterministic", 0.1, 1)
     x = torch.from_numpy(system.positions)

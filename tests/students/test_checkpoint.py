@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -106,3 +107,42 @@ def test_the_three_students_ship():
         assert load_student(name).n_parameters == card["n_parameters"]
         for field in ("teacher", "training_domain", "seed", "data_hash", "held_out"):
             assert card[field], f"{name}'s card lacks {field}"
+
+
+def pickled(folder, content):
+    """The same checkpoint with a pickle in the place of its safetensors."""
+    torch.save(content, folder / "model.pt")
+    (folder / "model.safetensors").unlink()
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"] = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_a_pickled_state_dict_is_read_like_safetensors(folder):
+    as_written = load_student(folder)
+    read = load_student(pickled(folder, as_written.state_dict()))
+    for name, tensor in as_written.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor)
+
+
+class Intruder:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(folder, tmp_path):
+    left = tmp_path / "was-here"
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        load_student(pickled(folder, {"network": Intruder(left)}))
+    assert not left.exists()
+
+
+def test_a_pickle_of_something_else_does_not_fit_its_card(folder):
+    with pytest.raises(CheckpointError, match="wanted a state_dict, got a list"):
+        load_student(pickled(folder, [torch.zeros(1)]))

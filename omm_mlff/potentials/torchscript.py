@@ -1,0 +1,386 @@
+"""Any TorchScript module by openmm-torch's own convention, from a file or from a script.
+
+    forward(positions[, box][, parameter, ...]) -> energy, or (energy, forces)
+
+in nm, kJ/mol and kJ/mol/nm. The plugin passes the box to a periodic system only, right after the
+positions, then every global parameter as a tensor of shape (); all by place, none by name. What a
+module wants is read off the schema of its `forward`.
+
+Nothing is unpickled here: TorchScript is loaded as TorchScript, and of anything else no more is
+read than what it is.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from omm_mlff.errors import InputError
+from omm_mlff.forces import (
+    Backend,
+    Tap,
+    make_parametric_force,
+    one_line,
+    read_script,
+    script,
+)
+from omm_mlff.potentials.probe import Probe
+from omm_mlff.potentials.signature import Signature
+from omm_mlff.potentials.spec import DTYPES, card_options, split_options
+from omm_mlff.potentials.torchscript_file import is_torchscript, open_torchscript
+from omm_mlff.raising import own_error
+from omm_mlff.schema import MolecularSystem, PotentialCard
+
+SOURCE = "torchscript"
+FORMS = ("path/model.pt[?parameter=value&dtype=float64] (TorchScript, needs --system)",)
+SUFFIXES = (".pt", ".pth", ".ts", ".jit")
+
+
+class TorchScriptPotential:
+    """A TorchScript module, through the Force that carries it in production.
+
+    Parameters
+    ----------
+    module : on the host, in evaluation mode; it is not copied
+    spec : what a user wrote to get it
+    name : of the card
+    parameters : a default for every global parameter
+    box : which argument of `forward` is the box; by default the one that is named like one
+    dtype : of the network; by default that of the module's numbers, float32 where it has none
+    cutoff_nm : None where it is not known
+    sha256 : of the file
+    description : what `omm-mlff export` stored in the file
+    backend : which Force carries it
+
+    Raises
+    ------
+    CheckpointError : its `forward` is not by the convention
+    InputError : a parameter that it does not have, or one that it wants and nobody gives
+    """
+
+    def __init__(
+        self,
+        module: torch.jit.ScriptModule,
+        *,
+        spec: str,
+        name: str,
+        parameters: Mapping[str, float] | None = None,
+        box: str | None = None,
+        dtype: str | None = None,
+        cutoff_nm: float | None = None,
+        sha256: str | None = None,
+        description: Mapping[str, Any] | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        self.spec = spec
+        self.module = module
+        self.backend: Backend = backend
+        self._description = description or {}
+        self.signature = Signature.of(module, name, parameters or {}, box)
+        model_card = self._description.get("model", {})
+        n_parameters = sum(p.numel() for p in module.parameters())
+        self._card = PotentialCard(
+            name=name,
+            source=SOURCE,
+            species=None,
+            cutoff_nm=self._description.get("cutoff_nm") if cutoff_nm is None else cutoff_nm,
+            dtype=dtype or _dtype(module),
+            n_parameters=n_parameters or None,
+            training_domain=model_card.get("training_domain", {}),
+            sha256=sha256,
+            knows_atoms_by="index",
+        )
+        self._probe = Probe(self)
+        self._returns: dict[tuple[bytes, ...], str | None] = {}
+
+    @property
+    def card(self) -> PotentialCard:
+        return self._card
+
+    def unsupported(self, system: MolecularSystem) -> str | None:
+        return (
+            self.signature.misfit(system.periodic)
+            or self._made_for_others(system)
+            or self._wrong_return(system)
+            or self._probe.failure(system)
+        )
+
+    def has_tap(self, system: MolecularSystem) -> bool:
+        return True
+
+    def max_replicas(self, system: MolecularSystem) -> int:
+        return 1
+
+    def add_to(
+        self,
+        openmm_system: openmm.System,
+        system: MolecularSystem,
+        *,
+        n_replicas: int = 1,
+        tap: Tap | None = None,
+    ) -> None:
+        force = make_parametric_force(
+            self._engine(system.periodic),
+            parameters=self.signature.parameters,
+            periodic=system.periodic,
+            tap=tap,
+            backend=self.backend,
+        )
+        openmm_system.addForce(force)
+
+    def energies_and_forces(
+        self, positions: NDArray[np.float64], system: MolecularSystem
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The module called in torch; NaN for a frame at which it raises."""
+        engine = self._engine(system.periodic)
+        energies = np.full(len(positions), np.nan)
+        forces = np.full(np.shape(positions), np.nan)
+        for i, frame in enumerate(positions):
+            try:
+                energy, force = engine(*self._inputs(frame, system))
+            except Exception as error:  # what somebody else's code raises is not known beforehand
+                own_error(error, self._card)
+                continue
+            energies[i], forces[i] = float(energy), force.numpy()
+        return energies, forces
+
+    def reference_energy(self, system: MolecularSystem) -> float | None:
+        energy = self._description.get("reference_energy_kjmol")
+        return None if energy is None else float(energy)
+
+    def _engine(self, periodic: bool) -> _Engine:
+        return _Engine(self.signature.caller(self.module, periodic))
+
+    def _inputs(
+        self, frame: NDArray[np.float64], system: MolecularSystem
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        box = None if system.box_vectors is None else torch.from_numpy(system.box_vectors.copy())
+        parameters = [
+            torch.tensor(v, dtype=torch.float64) for v in self.signature.parameters.values()
+        ]
+        return torch.from_numpy(np.array(frame, dtype=np.float64)), box, parameters
+
+    def _made_for_others(self, system: MolecularSystem) -> str | None:
+        """Why an exported student is not for these atoms; other files do not say."""
+        made_for = self._description.get("species")
+        if made_for is None or list(made_for) == system.species.tolist():
+            return None
+        elements = self._description.get("elements", made_for)
+        has = [atom.element.symbol for atom in system.topology.atoms()]
+        return (
+            f"it was exported for {len(elements)} atoms, {_brief(elements)} in this order; this "
+            f"system has {len(has)}, {_brief(has)}"
+        )
+
+    def _wrong_return(self, system: MolecularSystem) -> str | None:
+        """What is wrong with what `forward` gives for the system as it is; remembered.
+
+        Asked in torch before anything is shown to the plugin: with torch 2.12, an error raised in a
+        module that the plugin has frozen can end the process (a fault in the interpreter, while it
+        looks for the line that raised).
+        """
+        box = b"" if system.box_vectors is None else system.box_vectors.tobytes()
+        key = (system.species.tobytes(), system.bonds.tobytes(), box)
+        if key not in self._returns:
+            self._returns[key] = self._call_once(system)
+        return self._returns[key]
+
+    def _call_once(self, system: MolecularSystem) -> str | None:
+        positions, box, parameters = self._inputs(system.positions, system)
+        caller = self.signature.caller(self.module, system.periodic)
+        x = positions.clone().requires_grad_(True)
+        try:
+            energy, forces = caller(x, box, parameters)
+        except Exception as error:  # what somebody else's code raises is not known beforehand
+            return self._raised(error, positions, box, parameters)
+        return _complaint(energy, forces, x)
+
+    def _raised(
+        self, error: Exception, positions: Tensor, box: Tensor | None, parameters: list[Tensor]
+    ) -> str:
+        reason = (
+            f"its forward raised for {len(positions)} atoms in float64 ({one_line(error)}); is it "
+            "for another system?"
+        )
+        single = None if box is None else box.float()
+        caller = self.signature.caller(self.module, box is not None)
+        try:
+            caller(positions.float().requires_grad_(True), single, parameters)
+        except Exception:
+            return reason
+        return (
+            "its forward takes positions in float32 only, and most platforms pass float64: let it "
+            f"convert them ({one_line(error)})"
+        )
+
+
+class _Engine(nn.Module):
+    """A foreign module as an engine: energies (1,) in float64, forces as the positions are."""
+
+    def __init__(self, caller: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.caller = caller
+
+    def forward(
+        self, positions: Tensor, box: Tensor | None, parameters: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        x = positions.detach().requires_grad_(True)
+        energy, given = self.caller(x, box, parameters)
+        if energy.numel() != 1 or not energy.is_floating_point():
+            raise RuntimeError(f"its forward gave an energy of shape {energy.shape}, wanted ()")
+        if given is None:
+            if not energy.requires_grad:
+                raise RuntimeError("its forward gave an energy without a gradient")
+            gradient = torch.autograd.grad([energy.sum()], [x], allow_unused=True)[0]
+            if gradient is None:
+                raise RuntimeError("its forward gave an energy without a gradient")
+            forces = -gradient
+        else:
+            forces = given.detach()
+            wide_enough = forces.dtype == torch.float32 or forces.dtype == torch.float64
+            if forces.shape != positions.shape or not wide_enough:
+                raise RuntimeError(
+                    f"its forward gave forces of shape {forces.shape}, wanted {positions.shape}"
+                )
+        if energy.device != positions.device or forces.device != positions.device:
+            raise RuntimeError("its forward gave tensors on another device than the positions'")
+        total = energy.detach().reshape(1).to(torch.float64)
+        return total, forces.to(positions.dtype).contiguous()
+
+
+def _complaint(energy: Tensor, forces: Tensor | None, positions: Tensor) -> str | None:
+    """What is wrong with what a `forward` gave: what was wanted, what came."""
+    n_atoms = len(positions)
+    if energy.numel() != 1:
+        return f"its forward gave an energy of shape {_shape(energy)}, wanted () or (1,)"
+    if forces is not None and forces.shape != positions.shape:
+        return f"its forward gave forces of shape {_shape(forces)}, wanted ({n_atoms}, 3)"
+    for what, tensor in (("an energy", energy), ("forces", forces)):
+        if tensor is None:
+            continue
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            return f"its forward gave {what} of dtype {dtype}, wanted float32 or float64"
+        if tensor.device != positions.device:
+            return (
+                f"its forward gave {what} on device {tensor.device}, wanted that of the positions "
+                f"({positions.device})"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            return f"its forward gave {what} that is not finite at the structure as given"
+    if forces is not None:
+        return None
+    if not energy.requires_grad:
+        return "its forward gave an energy without a gradient, and no forces"
+    if torch.autograd.grad([energy.sum()], [positions], allow_unused=True)[0] is None:
+        return "its forward gave an energy that does not depend on the positions"
+    return None
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _brief(elements: Sequence[str]) -> str:
+    shown = " ".join(map(str, elements[:12]))
+    return shown if len(elements) <= 12 else f"{shown} ..."
+
+
+def _dtype(module: torch.jit.ScriptModule) -> str:
+    """Of its parameters, else its buffers, else the numbers in its code, else float32."""
+    graph: Any = module.inlined_graph  # its nodes do not outlive it
+    constants = [
+        node.t("value")
+        for node in graph.findAllNodes("prim::Constant", recurse=True)
+        if node.hasAttribute("value") and node.kindOf("value") == "t"
+    ]
+    for tensors in (list(module.parameters()), list(module.buffers()), constants):
+        dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors} & set(DTYPES)
+        if dtypes:
+            return "float32" if "float32" in dtypes else "float64"
+    return "float32"
+
+
+def names() -> list[str]:
+    """Nothing: none ships."""
+    return []
+
+
+def matches(spec: str) -> bool:
+    """Whether this source reads the spec: a path with the suffix of such files."""
+    return _path_of(spec).suffix.lower() in SUFFIXES
+
+
+def executes(spec: str) -> str | None:
+    """One line on whose code loading will run."""
+    path = _path_of(spec)
+    if not path.is_file() or not is_torchscript(path):
+        return None
+    return f"{path} is TorchScript: loading and evaluating it runs code that came with it"
+
+
+def load(spec: str) -> TorchScriptPotential:
+    """The potential behind a spec.
+
+    Raises
+    ------
+    InputError : no such file, or an option that is not understood
+    CheckpointError : not TorchScript, or not by openmm-torch's convention
+    """
+    written, options = split_options(spec)
+    path = Path(written)
+    said, box = card_options(spec, options, dtype=None), options.pop("box", None)
+    if box is not None and not isinstance(box, str):
+        raise InputError(f"{spec}: wanted box as the name of an argument, got {box!r}")
+    file = open_torchscript(path)
+    return TorchScriptPotential(
+        file.module,
+        spec=spec,
+        name=path.stem,
+        parameters=options,
+        box=box,
+        **said,
+        sha256=file.sha256,
+        description=file.description,
+    )
+
+
+def takes(thing: Any) -> bool:
+    """Whether this source makes a potential of an object: a module of torch."""
+    return isinstance(thing, nn.Module)
+
+
+def wrap(thing: nn.Module) -> TorchScriptPotential:
+    """The potential behind a module, which is copied and, where it must be, scripted.
+
+    Raises
+    ------
+    InputError : it cannot be scripted
+    CheckpointError : its `forward` is not by openmm-torch's convention
+    """
+    kind = type(thing).__name__
+    try:
+        scripted = thing if isinstance(thing, torch.jit.ScriptModule) else script(thing)
+    except Exception as error:  # the front end raises many things
+        raise InputError(
+            f"{kind} is no TorchScript and cannot be made it ({one_line(error)}); give "
+            "torch.jit.script(...) or torch.jit.trace(...) of it"
+        ) from None
+    name = getattr(scripted, "original_name", kind)
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    module = read_script(buffer.getvalue())
+    return TorchScriptPotential(module, spec=f"an object: {name}", name=name)
+
+
+def _path_of(spec: str) -> Path:
+    """The path in a spec, whatever its options are like."""
+    return Path(spec.partition("?")[0])
