@@ -9,7 +9,8 @@
 Molecules are flexible: no constraints, water neither. In vacuum there is no cutoff; a periodic box
 has PME, whose mesh breaks translation invariance as rounding would: at OpenMM's own tolerance of
 5e-4 by 1e-4 of the forces, at the 1e-5 used here by 4e-6 (64 waters). The criteria of rounding that
-are meant for float32 let either pass: `?dtype=float32`.
+are meant for float32 let the latter pass: `?dtype=float32`. Lennard-Jones ends in a step at the
+cutoff, which the check `jumps` sees; `switchDistance_nm` smooths it.
 """
 
 from __future__ import annotations
