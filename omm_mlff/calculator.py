@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from omm_mlff.errors import InputError, MissingPackageError, UnsupportedSystemError
 from omm_mlff.students.checkpoint import load_student
-from omm_mlff.students.engine import BoxEngine, MoleculeEngine, build_engine
+from omm_mlff.students.engine import Engine, build_engine
 from omm_mlff.students.student import Student
 from omm_mlff.students.virial import evaluate_cell
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, EV_PER_KJMOL, NM_PER_ANGSTROM
@@ -37,6 +38,7 @@ class StudentCalculator(Calculator):  # type: ignore[misc]  # ase is not always 
     Parameters
     ----------
     student : a shipped name such as "tiny", a checkpoint's folder, or a student itself
+    engine : in vacuum, see `add_student`; in a cell it is always the scripted student
     kwargs : of ASE's own base class: atoms, directory, label
 
     Raises
@@ -56,9 +58,12 @@ class StudentCalculator(Calculator):  # type: ignore[misc]  # ase is not always 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
     ignored_changes: ClassVar[set[str]] = {"initial_magmoms"}
 
-    def __init__(self, student: str | Path | Student, **kwargs: Any) -> None:
+    def __init__(
+        self, student: str | Path | Student, *, engine: Engine = "auto", **kwargs: Any
+    ) -> None:
+        self._how: Engine = engine
         self.student = student if isinstance(student, Student) else load_student(student)
-        self._engine: MoleculeEngine | BoxEngine | None = None
+        self._engine: nn.Module | None = None
         self._engine_species = np.empty(0, dtype=np.int64)
         super().__init__(**kwargs)
         name = self.student.config.name if isinstance(student, Student) else str(student)
@@ -112,7 +117,10 @@ class StudentCalculator(Calculator):  # type: ignore[misc]  # ase is not always 
         species = self.atoms.numbers
         if self._engine is None or not np.array_equal(self._engine_species, species):
             self._engine = build_engine(
-                self.student, torch.tensor(species, dtype=torch.int64), periodic=False
+                self.student,
+                torch.tensor(species, dtype=torch.int64),
+                periodic=False,
+                engine=self._how,
             )
             self._engine_species = species.copy()
         positions = torch.from_numpy(self.atoms.positions * NM_PER_ANGSTROM)

@@ -14,7 +14,8 @@
     │   ├── AnalysisError            4   a measurement could not be made from this data
     │   ├── RunDirectoryError        4   a run directory is incomplete or damaged
     │   └── StorageError             4   the disk is full or not writable
-    └── UnstableSimulationError      4   a script's own simulation, watched by a StabilityReporter
+    ├── UnstableSimulationError      4   a script's own simulation, watched by a StabilityReporter
+    └── KernelError                  4   the compiled engine cannot be had; the scripted one can
 
 In a validation physics that fails is data, never one of these.
 """
@@ -112,3 +113,7 @@ class RunDirectoryError(ValidationFailure):
 
 class StorageError(ValidationFailure):
     """The disk is full or not writable."""
+
+
+class KernelError(OmmMlffError):
+    """The compiled engine cannot be built, loaded or trusted here."""

@@ -8,7 +8,7 @@ import functools
 import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import openmm
@@ -19,14 +19,15 @@ from torch import nn
 from omm_mlff.data import shipped_names
 from omm_mlff.errors import InputError, UnsupportedSystemError
 from omm_mlff.forces import Backend, Tap, make_force, resolve_backend, script
+from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
-from omm_mlff.students.engine import MAX_COMPLETE_ATOMS, SubsetEngine, build_engine
+from omm_mlff.students.engine import MAX_COMPLETE_ATOMS, Engine, SubsetEngine, build_engine
 from omm_mlff.students.student import Student
 from omm_mlff.units import KJMOL_PER_EV, NM_PER_ANGSTROM
 
 SOURCE = "student"
-FORMS = ("the folder of a student's checkpoint",)
+FORMS = ("the folder of a student's checkpoint", "STUDENT?engine=auto|compiled|scripted")
 _MAX_REPLICAS = 1024
 
 
@@ -37,17 +38,23 @@ class StudentPotential:
     ----------
     student : a shipped name such as "tiny", the folder of a checkpoint, or a student itself
     backend : which Force carries it
+    engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
     """
 
-    def __init__(self, student: str | Student, backend: Backend = "auto") -> None:
+    def __init__(
+        self, student: str | Student, backend: Backend = "auto", engine: Engine = "auto"
+    ) -> None:
+        if engine not in get_args(Engine):
+            raise InputError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
         self.backend: Backend = backend
+        self.engine: Engine = engine
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
             self._card = _card({"name": student.config.name}, student)
         else:
             self.student = load_student(student)
-            self.spec = student
+            self.spec = student if engine == "auto" else f"{student}?engine={engine}"
             self._card = _card(load_card(student), self.student)
 
     @property
@@ -84,6 +91,7 @@ class StudentPotential:
             torch.from_numpy(system.species),
             periodic=system.periodic,
             n_copies=n_replicas,
+            engine=self.engine,
         )
         force = make_force(engine, periodic=system.periodic, tap=tap, backend=self.backend)
         openmm_system.addForce(force)
@@ -91,6 +99,7 @@ class StudentPotential:
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        # Scripted whatever runs in OpenMM: what is compiled is held against it.
         engine = build_engine(
             self.student, torch.from_numpy(system.species), periodic=system.periodic
         )
@@ -132,6 +141,7 @@ def add_student(
     atoms: Iterable[int] | None = None,
     force_group: int = 0,
     backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> openmm.Force:
     """Add a student to a System by hand.
 
@@ -142,6 +152,8 @@ def add_student(
     name : a shipped name such as "tiny", or the folder of a checkpoint
     atoms : indices of those under the student; None means all. It sees no others and puts no
         force on them; what binds the two parts is left to the System's other forces
+    engine : "compiled" is many times faster than "scripted" on Reference and CPU, and needs a C++
+        compiler; "auto" takes it where it can be had
 
     Returns
     -------
@@ -151,14 +163,15 @@ def add_student(
     ------
     UnsupportedSystemError : an element that the student never saw, or virtual sites, among its
         atoms
-    InputError : indices that the topology does not have, or one that comes twice
+    InputError : indices that the topology does not have, or one that comes twice; "compiled" was
+        asked for and cannot be had
     """
     if openmm_system.getNumParticles() != topology.getNumAtoms():
         raise UnsupportedSystemError(
             f"the System has {openmm_system.getNumParticles()} particles, "
             f"the topology {topology.getNumAtoms()} atoms; a student needs one particle an atom"
         )
-    force = student_force(topology, name, atoms=atoms, backend=backend)
+    force = student_force(topology, name, atoms=atoms, backend=backend, engine=engine)
     force.setForceGroup(force_group)
     openmm_system.addForce(force)
     return force
@@ -170,6 +183,7 @@ def student_force(
     *,
     atoms: Iterable[int] | None = None,
     backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> openmm.Force:
     """What `add_student` adds, belonging to no System yet.
 
@@ -192,11 +206,11 @@ def student_force(
         )
     periodic = topology.getPeriodicBoxVectors() is not None
     if resolve_backend(backend) == "pythonforce":
-        force = openmm.PythonForce(StudentFunction(name, species, chosen, periodic))
+        force = openmm.PythonForce(StudentFunction(name, species, chosen, periodic, engine))
         force.setUsesPeriodicBoundaryConditions(periodic)
         return force
     return make_force(
-        _engine(student, species, chosen, periodic), periodic=periodic, backend=backend
+        _engine(student, species, chosen, periodic, engine), periodic=periodic, backend=backend
     )
 
 
@@ -210,14 +224,20 @@ class StudentFunction:
     species : atomic numbers of the atoms under it
     atoms : their indices; None means all
     periodic : whether the box repeats
+    engine : see `students.engine.build_engine`
     """
 
     def __init__(
-        self, name: str, species: Sequence[int], atoms: Sequence[int] | None, periodic: bool
+        self,
+        name: str,
+        species: Sequence[int],
+        atoms: Sequence[int] | None,
+        periodic: bool,
+        engine: Engine = "auto",
     ) -> None:
-        self._parameters = (name, species, atoms, periodic)
+        self._parameters = (name, species, atoms, periodic, engine)
         self._periodic = periodic
-        self._engine = script(_engine(load_student(name), species, atoms, periodic))
+        self._engine = script(_engine(load_student(name), species, atoms, periodic, engine))
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         positions = torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))
@@ -232,10 +252,14 @@ class StudentFunction:
 
 
 def _engine(
-    student: Student, species: Sequence[int], atoms: Sequence[int] | None, periodic: bool
+    student: Student,
+    species: Sequence[int],
+    atoms: Sequence[int] | None,
+    periodic: bool,
+    engine: Engine,
 ) -> nn.Module:
-    engine = build_engine(student, torch.tensor(species), periodic=periodic)
-    return engine if atoms is None else SubsetEngine(engine, torch.tensor(atoms))
+    built = build_engine(student, torch.tensor(species), periodic=periodic, engine=engine)
+    return built if atoms is None else SubsetEngine(built, torch.tensor(atoms))
 
 
 def _indices(atoms: Iterable[int], n_atoms: int) -> list[int]:
@@ -260,18 +284,33 @@ def names() -> list[str]:
 
 def matches(spec: str) -> bool:
     """Whether this source reads the spec: a shipped name or a checkpoint's folder."""
-    if spec in names():
+    name = spec.partition("?")[0]
+    if name in names():
         return True
     try:
-        return Path(spec).is_dir()
+        return Path(spec).is_dir() or Path(name).is_dir()
     except OSError:  # a name too long for a file system, or a folder that may not be looked into
         return False
 
 
 @functools.lru_cache(maxsize=8)
 def load(spec: str) -> StudentPotential:
-    """The potential behind a spec."""
-    return StudentPotential(spec)
+    """The potential behind a spec; the one option is `engine`.
+
+    Raises
+    ------
+    InputError : another option, or an engine that is not known
+    """
+    name, options = _name_and_options(spec)
+    engine = options.pop("engine", "auto")
+    if options:
+        raise InputError(f"{spec!r}: a student's one option is engine, got {next(iter(options))!r}")
+    return StudentPotential(name, engine=engine)
+
+
+def _name_and_options(spec: str) -> tuple[str, dict[str, Any]]:
+    """A folder may have a question mark in its name."""
+    return (spec, {}) if Path(spec).is_dir() else split_options(spec)
 
 
 def takes(thing: Any) -> bool:

@@ -7,15 +7,21 @@ positions; the network then runs in its own; energies are summed in float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import logging
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from omm_mlff.errors import UnsupportedSystemError
+from omm_mlff.errors import InputError, KernelError, UnsupportedSystemError
 from omm_mlff.students.pairs import complete_pairs
 from omm_mlff.students.student import Student
 from omm_mlff.units import ANGSTROM_PER_NM, KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
+
+Engine = Literal["auto", "scripted", "compiled"]
+
+log = logging.getLogger(__name__)
 
 MAX_COMPLETE_ATOMS = 64
 """Up to here all pairs of a molecule are cheaper than a neighbour list."""
@@ -125,6 +131,27 @@ class BoxEngine(nn.Module):
         forces : shape of `positions`, its dtype, kJ/mol/nm
         """
         x = (positions.detach() * self.angstrom_per_nm).requires_grad_(True)
+        idx_i, idx_j, r_ij = self.find(x, box)
+        atomic = self.student.interaction(self.species, idx_i, idx_j, r_ij, 0)
+        energies = atomic.sum().unsqueeze(0)
+        gradient = torch.autograd.grad([energies.sum()], [x])[0]
+        assert gradient is not None
+        total = (energies.detach() + self.reference_energy) * self.kjmol_per_ev
+        return total, (gradient * -self.force_unit).contiguous()
+
+    @torch.jit.export
+    def pairs(self, positions: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs within the cutoff, of positions as `forward` takes them.
+
+        Returns
+        -------
+        idx_i, idx_j : shape (n_pairs,), int64, every pair in both directions, sorted by `idx_i`
+        r_ij : shape (n_pairs, 3), angstrom
+        """
+        return self.find(positions.detach() * self.angstrom_per_nm, box)
+
+    def find(self, x: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for positions in angstrom; `r_ij` can be differentiated."""
         cell = torch.zeros([3, 3], dtype=x.dtype, device=x.device)
         if self.periodic:
             assert box is not None, "a periodic engine needs box vectors"
@@ -132,12 +159,7 @@ class BoxEngine(nn.Module):
         found = self.neighbors.compute(
             points=x, box=cell, periodic=self.periodic, quantities="ijD", copy=True
         )
-        atomic = self.student.interaction(self.species, found[0], found[1], found[2], 0)
-        energies = atomic.sum().unsqueeze(0)
-        gradient = torch.autograd.grad([energies.sum()], [x])[0]
-        assert gradient is not None
-        total = (energies.detach() + self.reference_energy) * self.kjmol_per_ev
-        return total, (gradient * -self.force_unit).contiguous()
+        return found[0], found[1], found[2]
 
 
 class SubsetEngine(nn.Module):
@@ -165,19 +187,52 @@ class SubsetEngine(nn.Module):
 
 
 def build_engine(
-    student: Student, species: Tensor, *, periodic: bool, n_copies: int = 1
-) -> MoleculeEngine | BoxEngine:
+    student: Student,
+    species: Tensor,
+    *,
+    periodic: bool,
+    n_copies: int = 1,
+    engine: Engine = "scripted",
+) -> nn.Module:
     """The engine that serves this system best.
 
     Parameters
     ----------
     species : shape (n_atoms,), atomic numbers of one copy
     n_copies : more than one only for molecules that `MoleculeEngine` serves
+    engine : "scripted" runs wherever torch does; "compiled" runs the C++ kernel on the host;
+        "auto" is compiled where it can be, else scripted, and a warning says why
 
     Raises
     ------
     UnsupportedSystemError : copies of a box or of a large molecule
+    InputError : "compiled" was asked for and cannot be had, or an engine that is not known
     """
+    if engine not in get_args(Engine):
+        raise InputError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
+    scripted = _scripted(student, species, periodic, n_copies)
+    if engine == "scripted":
+        return scripted
+    from omm_mlff.students.compiled import compiled_engine
+
+    try:
+        return compiled_engine(scripted)
+    except KernelError as error:
+        if engine == "compiled":
+            raise InputError(f"no compiled engine: {error}; take engine=scripted") from error
+        _say_scripted(str(error))
+        return scripted
+
+
+@functools.cache
+def _say_scripted(reason: str) -> None:
+    """Once for each reason."""
+    log.warning("notice: students run scripted, several times slower: %s", reason)
+
+
+def _scripted(
+    student: Student, species: Tensor, periodic: bool, n_copies: int
+) -> MoleculeEngine | BoxEngine:
     if not periodic and len(species) <= MAX_COMPLETE_ATOMS:
         return MoleculeEngine(student, species, n_copies)
     if n_copies > 1:

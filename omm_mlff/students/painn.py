@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from omm_mlff.students.radial import BesselBasis, envelope
 
-_MESSAGE_SCALE = 0.3
+MESSAGE_SCALE = 0.3
 """Keeps the sum over about ten neighbours near unit variance."""
 
 
@@ -56,7 +56,7 @@ class Message(nn.Module):
     def __init__(self, n_features: int, n_radial: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.scale = _MESSAGE_SCALE
+        self.scale = MESSAGE_SCALE
         self.phi = nn.Sequential(
             nn.Linear(n_features, n_features), nn.SiLU(), nn.Linear(n_features, 3 * n_features)
         )

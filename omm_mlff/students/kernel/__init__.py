@@ -1,0 +1,1 @@
+"""The student in C++: built once a machine, for any shape."""
