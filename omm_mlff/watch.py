@@ -24,6 +24,9 @@ BOND_TIME_PS = 0.010
 OVERLAP_FRACTION = 0.6
 _ALL_PAIRS_ATOMS = 64
 _SEARCH_INTERVAL = 10
+_SAMPLED = 4
+"""Of many frames in a row every so many-th is searched for overlaps, with a margin for how far
+atoms can have come in between."""
 
 
 def covalent_radii(species: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -119,6 +122,49 @@ class Watch:
             for r in np.flatnonzero(suspects).tolist()
         }
 
+    def passes(
+        self,
+        step: int,
+        positions: NDArray[np.float64],
+        velocities: NDArray[np.float64],
+        potential_energy: NDArray[np.float64],
+        kinetic_energy: NDArray[np.float64],
+        alive: NDArray[np.bool_],
+    ) -> bool:
+        """Whether `look` would stop no replica at any of many steps in a row.
+
+        Then it counts as having looked at each of them; else it has looked at none.
+
+        Parameters
+        ----------
+        step : of the first frame
+        positions, velocities : shape (n_frames, n_replicas, n_atoms, 3), nm, nm/ps
+        potential_energy, kinetic_energy : shape (n_frames, n_replicas), kJ/mol; finite only where
+            positions and forces are
+        alive : shape (n_replicas,), those still watched
+        """
+        total = potential_energy + kinetic_energy
+        if not np.isfinite(total[:, alive]).all():
+            return False
+        first = np.where(np.isnan(self.first_energy), total[0], self.first_energy)
+        off_eV = np.abs(total - first)[:, alive] * EV_PER_KJMOL / self.system.n_atoms
+        if self.conserves_energy and (off_eV > ENERGY_LIMIT_EV).any():
+            return False
+        stretch = self._lengths(positions, self.bonds) - self.rest_lengths
+        stretched = self.steps_stretched
+        far = np.abs(stretch) > BOND_LIMIT_NM
+        if not (far & alive[:, None]).any():
+            stretched = np.where(far[-1], 1, 0)
+        else:
+            for frame in far:
+                stretched = np.where(frame, stretched + 1, 0)
+                if (stretched[alive] * self.timestep_ps > BOND_TIME_PS).any():
+                    return False
+        if self._any_overlap(step, positions, velocities, alive):
+            return False
+        self.first_energy, self.steps_stretched = first, stretched
+        return True
+
     def restore(
         self, first_energy: NDArray[np.float64], steps_stretched: NDArray[np.int64]
     ) -> None:
@@ -200,6 +246,27 @@ class Watch:
             if pair is not None:
                 found[int(r)] = pair
         return found
+
+    def _any_overlap(
+        self,
+        step: int,
+        positions: NDArray[np.float64],
+        velocities: NDArray[np.float64],
+        alive: NDArray[np.bool_],
+    ) -> bool:
+        """Whether `_overlaps` would find a pair in any of many frames in a row."""
+        if self.system.n_atoms > _ALL_PAIRS_ATOMS or self.system.periodic:
+            searched = range(-step % _SEARCH_INTERVAL, len(positions), _SEARCH_INTERVAL)
+            return any(self._overlaps(step + k, positions[k], alive) for k in searched)
+        if not len(self.pairs):
+            return False
+        watched = positions[:, alive]
+        fastest = float(np.sqrt((velocities[:, alive] ** 2).sum(-1).max(initial=0.0)))
+        margin = 2.0 * (_SAMPLED - 1) * fastest * self.timestep_ps
+        sampled = self._lengths(watched[::_SAMPLED], self.pairs)
+        if (sampled >= self.overlap + margin).all():
+            return False
+        return bool((self._lengths(watched, self.pairs) < self.overlap).any())
 
     def _closest_pair(self, positions: NDArray[np.float64]) -> tuple[int, int, float] | None:
         reach = 2.0 * OVERLAP_FRACTION * float(self.radii.max())

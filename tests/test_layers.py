@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reporters",),
     ("prepare",),
     ("provenance", "recording"),
+    ("batch",),
     ("simulate",),
     ("checks",),
     ("failures",),

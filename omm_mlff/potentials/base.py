@@ -20,6 +20,10 @@ class Potential(Protocol):
     Attributes
     ----------
     spec : what a user writes to get it, such as "tiny"
+
+    One more may be there: `repeatable`, true where the same positions give the same numbers however
+    often they are asked for, and its own code raises nothing. Steps of dynamics may then be taken
+    many at a time, and again where something happened on the way.
     """
 
     spec: str

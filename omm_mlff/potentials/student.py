@@ -41,6 +41,8 @@ class StudentPotential:
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
     """
 
+    repeatable = True
+
     def __init__(
         self, student: str | Student, backend: Backend = "auto", engine: Engine = "auto"
     ) -> None:
