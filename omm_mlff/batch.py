@@ -62,9 +62,11 @@ and all vibrations above 30 cm^-1 remain underdamped. Not more: friction also co
 force heats."""
 
 
-_CHUNK_FRAMES = 256
-_CHUNK_BYTES = 2**28
-"""Of frames that wait to be written; fewer than `_CHUNK_FRAMES` fit for a large system."""
+_CALL_STEPS = 256
+"""Most steps in one call of OpenMM; after so many, too, the pace is noted."""
+_WAITING_FRAMES = 4096
+_WAITING_BYTES = 2**24
+"""Of frames that wait to be written, whichever is less: an append costs the same for one or all."""
 _CALL_SECONDS = 0.5
 """About so long one call of OpenMM may take: then somebody may want to interrupt."""
 
@@ -173,7 +175,7 @@ class Batch:
         if kept is not None and self.thermostatted:
             self._restore_random_stream(context, kept)
         frame_bytes = 3 * 8 * int(np.prod(self.shape))
-        n_frames = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // frame_bytes))
+        n_frames = max(1, min(_WAITING_FRAMES, _WAITING_BYTES // frame_bytes))
         recorder = Recorder(writers, self.shape, n_frames)
         try:
             self._steps(
@@ -218,14 +220,18 @@ class Batch:
         segment_began = started = time.monotonic()
         row_began = self._clock()
         row_step = step = first_step
-        ring = self._ring(tap, recorder.size)
+        ring = self._ring(tap, min(_CALL_STEPS, recorder.size))
         while step < n_steps:
             if interrupted():
                 self._close_segment(context, recorder, segment, step, x, v, alive, watch)
                 self._account(started, tap, calls_before, step - first_step)
                 raise KeyboardInterrupt
-            # Up to where the recorder is full, and no further than a call may take.
-            n = min(n_steps - step, (recorder.room - 1) * stride + stride - step % stride)
+            # Up to where the recorder is full, and no further than the pace's next row.
+            n = min(
+                n_steps - step,
+                (recorder.room - 1) * stride + stride - step % stride,
+                row_step + _CALL_STEPS - step,
+            )
             moved = None
             if tap is not None and ring is not None:
                 n = min(n, ring.n_frames, self._steps_a_call)
@@ -244,17 +250,17 @@ class Batch:
                 return
             if recorder.full:
                 recorder.flush()
+            if step == row_step + _CALL_STEPS:
                 progress(step)
-                now = time.monotonic()
                 row_ended = self._clock()
                 self._pace(part, step, (row_ended - row_began) / (step - row_step))
                 row_began, row_step = row_ended, step
                 if (
-                    recorder.n_in_segment >= rundir.SEGMENT_FRAMES
-                    or now - segment_began > rundir.SEGMENT_SECONDS
+                    recorder.n_in_segment + recorder.filled >= rundir.SEGMENT_FRAMES
+                    or time.monotonic() - segment_began > rundir.SEGMENT_SECONDS
                 ):
                     self._close_segment(context, recorder, segment, step, x, v, alive, watch)
-                    segment, segment_began = segment + 1, now
+                    segment, segment_began = segment + 1, time.monotonic()
         self._close_segment(context, recorder, segment, n_steps, x, v, alive, watch)
         self._account(started, tap, calls_before, n_steps - first_step)
         progress(n_steps)
@@ -289,7 +295,7 @@ class Batch:
         """
         alive_before = tap.alive.clone()
         began = time.monotonic()
-        ring.empty()
+        ring.empty(unmasked=bool(alive.all()))
         tap.ring = ring
         try:
             context.getIntegrator().step(n)

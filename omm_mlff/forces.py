@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omm_mlff.errors import InputError, MissingPackageError
+from omm_mlff.students.compiled import CompiledMoleculeEngine, evaluate_molecules
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -49,28 +50,33 @@ class Ring:
     energies : shape (n_frames, n_replicas), kJ/mol
     forces, positions : shape (n_frames, n_replicas, n_atoms, 3), kJ/mol/nm and nm
     n_received : evaluations since `empty`; more than `n_frames` were not all kept
+    unmasked : whether everything goes on to OpenMM as it is: who finds that something is not finite
+        takes the steps again, and until then nothing need be masked
     """
 
     def __init__(self, n_frames: int, n_replicas: int, n_atoms: int) -> None:
         self.n_frames = n_frames
         self.n_received = 0
+        self.unmasked = False
         self.energies = np.empty((n_frames, n_replicas))
         self.forces = np.empty((n_frames, n_replicas, n_atoms, 3))
         self.positions = np.empty((n_frames, n_replicas, n_atoms, 3))
+        self._flat_forces = self.forces.reshape(n_frames, -1, 3)
+        self._flat_positions = self.positions.reshape(n_frames, -1, 3)
 
-    def empty(self) -> None:
+    def empty(self, *, unmasked: bool) -> None:
         """Begin anew."""
         self.n_received = 0
+        self.unmasked = unmasked
 
     def keep(self, energies: Tensor, forces: Tensor, positions: Tensor) -> None:
         """The next evaluation, which is on the host."""
         k = self.n_received
         self.n_received += 1
         if k < self.n_frames:
-            shape = self.forces.shape[1:]
             self.energies[k] = energies.numpy()
-            self.forces[k] = forces.numpy().reshape(shape)
-            self.positions[k] = positions.numpy().reshape(shape)
+            self._flat_forces[k] = forces.numpy()
+            self._flat_positions[k] = positions.numpy()
 
 
 class Tap:
@@ -115,21 +121,27 @@ class Tap:
             self._move_to(energies.device)
         if self.ring is not None and energies.device.type == "cpu":
             self.ring.keep(energies, forces, positions)
-            # With every replica there and every number finite there is nothing to mask; the sum of
-            # them all is finite then, unless it overflows.
-            if self.alive.numpy().all() and math.isfinite(
-                float(energies.numpy().sum()) + float(forces.numpy().sum())
-            ):
+            if self.ring.unmasked:
                 return energies, forces
         self.energies.copy_(energies)
         self.forces.copy_(forces)
         self.positions.copy_(positions)
+        if energies.device.type == "cpu" and self._all_finite():
+            return energies, forces.contiguous()
         finite = torch.isfinite(energies) & torch.isfinite(forces).view(self.n_replicas, -1).all(1)
         self.alive.logical_and_(finite)
         masked_energies = torch.where(self.alive, energies, torch.zeros_like(energies))
         alive_atoms = self.alive.repeat_interleave(self.n_atoms).unsqueeze(1)
         masked_forces = torch.where(alive_atoms, forces, torch.zeros_like(forces))
         return masked_energies, masked_forces.contiguous()
+
+    def _all_finite(self) -> bool:
+        """Whether there is nothing to mask; on the host, where looking is cheap.
+
+        The sum of finite numbers may overflow; then it is looked at one by one.
+        """
+        everything = float(self.energies.numpy().sum()) + float(self.forces.numpy().sum())
+        return math.isfinite(everything) and bool(self.alive.numpy().all())
 
     def freeze(self, replica: int) -> None:
         """Mask one replica from the next evaluation on."""
@@ -163,6 +175,7 @@ def _register_tap_op() -> Any:
     library.define(
         "tap(int handle, Tensor energies, Tensor forces, Tensor positions) -> (Tensor, Tensor)"
     )
+    library.define("student_tapped(int student, int handle, Tensor positions) -> (Tensor, Tensor)")
 
     def tap(
         handle: int, energies: Tensor, forces: Tensor, positions: Tensor
@@ -170,7 +183,13 @@ def _register_tap_op() -> Any:
         # Detached inside the op as well: otherwise a graph grows and the step doubles.
         return _taps[handle].receive(energies.detach(), forces.detach(), positions.detach())
 
+    def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        x = positions.detach()
+        energies, forces = _taps[handle].receive(*evaluate_molecules(student, x), x)
+        return energies.sum(), forces
+
     library.impl("tap", tap, "CompositeExplicitAutograd")
+    library.impl("student_tapped", student_tapped, "CompositeExplicitAutograd")
     return library
 
 
@@ -187,6 +206,26 @@ class _Tapped(nn.Module):
         with torch.no_grad():  # else TorchScript's executor tracks what leaves a custom op
             energies, forces = torch.ops.omm_mlff.tap(self.handle, energies, forces, positions)
             return energies.sum(), forces
+
+
+class _TappedMolecules(nn.Module):
+    """The same for a compiled engine, in one op: each costs as much as a small student's step."""
+
+    def __init__(self, engine: CompiledMoleculeEngine, handle: int) -> None:
+        super().__init__()
+        self.scripted = _Tapped(engine.scripted, handle)
+        self.student = engine.handle
+        self.handle = handle
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if positions.is_cuda:
+            energy, forces = self.scripted(positions, box)
+        else:
+            with torch.no_grad():  # as in _Tapped
+                energy, forces = torch.ops.omm_mlff.student_tapped(
+                    self.student, self.handle, positions
+                )
+        return energy, forces
 
 
 class _Untapped(nn.Module):
@@ -301,8 +340,14 @@ def make_force(
     MissingPackageError, InputError : see `resolve_backend`
     """
     resolved = resolve_backend(backend)
-    module = (_Untapped(engine) if tap is None else _Tapped(engine, tap.handle)).eval()
-    return _force_around(script(module), periodic, {}, resolved)
+    module = _Untapped(engine) if tap is None else _tapped(engine, tap)
+    return _force_around(script(module.eval()), periodic, {}, resolved)
+
+
+def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:
+    if isinstance(engine, CompiledMoleculeEngine):
+        return _TappedMolecules(engine, tap.handle)
+    return _Tapped(engine, tap.handle)
 
 
 def make_parametric_force(

@@ -36,6 +36,7 @@ COMMANDS = {
     "export": "Write a student as a TorchScript file for openmm-torch users.",
     "models": "List the models that ship, with their cards.",
     "systems": "List the systems that ship, with their reference labels.",
+    "bench": "Time models side by side, with native force fields and other programs.",
     "prove": "Try validation on potentials whose truth is known.",
     "distill": "Sample, label and train: make a student from a teacher.",
     "doctor": "Check that this installation can run what it is asked to.",

@@ -115,6 +115,17 @@ def compiled_engine(
     return CompiledBoxEngine(scripted)
 
 
+def evaluate_molecules(handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What the op of a `CompiledMoleculeEngine` computes, for another op that does more with it.
+
+    Parameters
+    ----------
+    handle : the engine's
+    positions : on the host
+    """
+    return _works[handle].molecules(positions)
+
+
 @dataclass(frozen=True, eq=False)
 class _Work:
     """What the op needs to know of a call; a handle names it inside TorchScript."""
@@ -126,32 +137,21 @@ class _Work:
     reference_kjmol: float
 
     def molecules(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        x = positions.to(torch.float64).contiguous().numpy()
+        x = positions.to(torch.float64).contiguous()
         energies, forces = self.model.molecules(
             self.species_index, x, self.n_copies, kernel_threads()
         )
-        return self._returned(energies, forces, positions.dtype)
+        energies += self.reference_kjmol
+        return energies, forces.to(positions.dtype)
 
     def structure(
         self, idx_i: Tensor, idx_j: Tensor, r_ij: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         energies, forces = self.model.structure(
-            self.species_index,
-            idx_i.numpy(),
-            idx_j.numpy(),
-            r_ij.to(torch.float64).numpy(),
-            kernel_threads(),
+            self.species_index, idx_i, idx_j, r_ij.to(torch.float64), kernel_threads()
         )
-        return self._returned(energies, forces, dtype)
-
-    def _returned(
-        self, energies: NDArray[np.float64], forces: NDArray[np.float64], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
         energies += self.reference_kjmol
-        returned = torch.from_numpy(forces)
-        return torch.from_numpy(energies), returned if dtype == torch.float64 else returned.to(
-            dtype
-        )
+        return energies, forces.to(dtype)
 
 
 # What a Force names must last as long as the process: the Context runs on a copy of the module and
@@ -211,13 +211,13 @@ def _verify(
         cell = torch.from_numpy(box * NM_PER_ANGSTROM)
         wanted = scripted(positions, cell)
         i, j, r = scripted.pairs(positions, cell)
-        energies, forces = model.structure(index, i.numpy(), j.numpy(), r.numpy(), 1)
+        energies, forces = model.structure(index, i, j, r, 1)
     else:
         wanted = MoleculeEngine(student, atoms)(positions)
-        energies, forces = model.molecules(index, positions.numpy(), 1, 1)
+        energies, forces = model.molecules(index, positions, 1, 1)
     energies += float(student.reference_energy(atoms).sum()) * KJMOL_PER_EV
     off_energy = abs(float(wanted[0]) - float(energies[0])) / KJMOL_PER_EV / len(few)
-    off_force = float(np.abs(wanted[1].numpy() - forces).max()) / KJMOL_NM_PER_EV_ANGSTROM
+    off_force = float((wanted[1] - forces).abs().max()) / KJMOL_NM_PER_EV_ANGSTROM
     if not (off_energy <= ENERGY_TOLERANCE_EV and off_force <= FORCE_TOLERANCE_EV_ANGSTROM):
         raise KernelError(
             f"its energies are off by {off_energy:.1e} eV/atom and its forces by {off_force:.1e} "
@@ -247,7 +247,7 @@ def _register_ops() -> Any:
     )
 
     def molecules(handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return _works[handle].molecules(positions.detach())
+        return evaluate_molecules(handle, positions.detach())
 
     def structure(
         handle: int, idx_i: Tensor, idx_j: Tensor, r_ij: Tensor, positions: Tensor

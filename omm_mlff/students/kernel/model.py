@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from omm_mlff.errors import KernelError
 from omm_mlff.students.kernel.build import library
@@ -22,10 +22,13 @@ from omm_mlff.units import ANGSTROM_PER_NM, KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_
 
 Floats = NDArray[np.float64]
 
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+
 _KNOWN = (Student, PaiNN, Message, Update, BesselBasis, RepulsionPrior)
 _KNOWN_TORCH = (nn.ModuleList, nn.Sequential, nn.Linear, nn.SiLU, nn.Embedding)
 
 _UNITS = np.array([ANGSTROM_PER_NM, KJMOL_PER_EV, KJMOL_NM_PER_EV_ANGSTROM])
+_UNITS_POINTER = _UNITS.ctypes.data
 
 
 class KernelModel:
@@ -59,13 +62,18 @@ class KernelModel:
             dtype=np.int32,
         )
         numbers = np.concatenate(list(kernel_numbers(student)))
+        constants = _constants(student)
         make = self._library.omm_mlff_model
-        make.restype = ctypes.c_void_p
+        make.restype, make.argtypes = _POINTER, [_INT, _POINTER, _POINTER, _POINTER]
+        self._molecules = self._library.omm_mlff_molecules
+        self._molecules.argtypes = [_POINTER, _INT, _INT, *[_POINTER] * 5, _INT]
+        self._structure = self._library.omm_mlff_structure
+        self._structure.argtypes = [_POINTER, _INT, _POINTER, _INT64, *[_POINTER] * 6, _INT]
         handle = make(
             int(student.dtype == torch.float64),
-            _pointer(shape),
-            _pointer(_constants(student)),
-            _pointer(numbers),
+            shape.ctypes.data,
+            constants.ctypes.data,
+            numbers.ctypes.data,
         )
         if handle is None:
             raise MemoryError("no memory for the student's parameters")
@@ -73,32 +81,32 @@ class KernelModel:
         weakref.finalize(self, self._library.omm_mlff_forget, self._handle)
 
     def molecules(
-        self, species_index: NDArray[np.int32], positions: Floats, n_copies: int, n_threads: int
-    ) -> tuple[Floats, Floats]:
+        self, species_index: NDArray[np.int32], positions: Tensor, n_copies: int, n_threads: int
+    ) -> tuple[Tensor, Tensor]:
         """Copies of one molecule in vacuum.
 
         Parameters
         ----------
         species_index : shape (n_atoms,), rows of the embedding, of one copy
-        positions : shape (n_copies * n_atoms, 3), nm, contiguous
+        positions : shape (n_copies * n_atoms, 3), float64, nm, contiguous, on the host
 
         Returns
         -------
-        energies : shape (n_copies,), kJ/mol, without the atomic reference energies; NaN where a
-            position is not finite
-        forces : shape of `positions`, kJ/mol/nm
+        energies : shape (n_copies,), float64, kJ/mol, without the atomic reference energies; NaN
+            where a position is not finite
+        forces : shape of `positions`, float64, kJ/mol/nm
         """
-        energies = np.empty(n_copies)
-        forces = np.empty(positions.shape)
-        status = self._library.omm_mlff_molecules(
+        energies = torch.empty(n_copies, dtype=torch.float64)
+        forces = torch.empty_like(positions)
+        status = self._molecules(
             self._handle,
             len(species_index),
             n_copies,
-            _pointer(species_index),
-            _pointer(positions),
-            _pointer(_UNITS),
-            _pointer(energies),
-            _pointer(forces),
+            species_index.ctypes.data,
+            positions.data_ptr(),
+            _UNITS_POINTER,
+            energies.data_ptr(),
+            forces.data_ptr(),
             n_threads,
         )
         _check(status)
@@ -107,39 +115,38 @@ class KernelModel:
     def structure(
         self,
         species_index: NDArray[np.int32],
-        idx_i: NDArray[np.int64],
-        idx_j: NDArray[np.int64],
-        r_ij: Floats,
+        idx_i: Tensor,
+        idx_j: Tensor,
+        r_ij: Tensor,
         n_threads: int,
-    ) -> tuple[Floats, Floats]:
+    ) -> tuple[Tensor, Tensor]:
         """One structure whose pairs are known.
 
         Parameters
         ----------
         species_index : shape (n_atoms,)
-        idx_i, idx_j : shape (n_pairs,), every pair in both directions, sorted by `idx_i`
-        r_ij : shape (n_pairs, 3), angstrom, from i to j
+        idx_i, idx_j : shape (n_pairs,), int64, every pair in both directions, sorted by `idx_i`
+        r_ij : shape (n_pairs, 3), float64, angstrom, from i to j
 
         Returns
         -------
-        energies : shape (1,), kJ/mol, without the atomic reference energies
-        forces : shape (n_atoms, 3), kJ/mol/nm
+        energies : shape (1,), float64, kJ/mol, without the atomic reference energies
+        forces : shape (n_atoms, 3), float64, kJ/mol/nm
         """
-        idx_i, idx_j = np.ascontiguousarray(idx_i), np.ascontiguousarray(idx_j)
-        r_ij = np.ascontiguousarray(r_ij)
-        energies = np.empty(1)
-        forces = np.empty((len(species_index), 3))
-        status = self._library.omm_mlff_structure(
+        idx_i, idx_j, r_ij = idx_i.contiguous(), idx_j.contiguous(), r_ij.contiguous()
+        energies = torch.empty(1, dtype=torch.float64)
+        forces = torch.empty(len(species_index), 3, dtype=torch.float64)
+        status = self._structure(
             self._handle,
             len(species_index),
-            _pointer(species_index),
-            ctypes.c_int64(len(idx_i)),
-            _pointer(idx_i),
-            _pointer(idx_j),
-            _pointer(r_ij),
-            _pointer(_UNITS),
-            _pointer(energies),
-            _pointer(forces),
+            species_index.ctypes.data,
+            len(idx_i),
+            idx_i.data_ptr(),
+            idx_j.data_ptr(),
+            r_ij.data_ptr(),
+            _UNITS_POINTER,
+            energies.data_ptr(),
+            forces.data_ptr(),
             n_threads,
         )
         _check(status)
@@ -189,10 +196,6 @@ def _constants(student: Student) -> Floats:
 def _flat(tensor: torch.Tensor) -> Floats:
     flat: Floats = tensor.detach().cpu().double().numpy().ravel()
     return flat
-
-
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 def _check(status: int) -> None:

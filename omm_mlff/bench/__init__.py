@@ -1,0 +1,1 @@
+"""What a potential costs: ways of running it, timed side by side on one machine."""

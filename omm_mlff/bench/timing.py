@@ -1,0 +1,181 @@
+"""Times several ways of doing the same work against each other.
+
+A machine is never quiet for long, and never twice the same. So ways are timed in rounds: every
+round runs a block of each way, in an order that changes, and what is compared are the blocks of one
+round. Medians over rounds, with intervals that assume nothing of the noise's distribution.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.stats import binom
+
+SPREAD_LIMIT = 0.10
+"""Half of the interquartile range over the median, beyond which a timing concludes nothing."""
+
+LOAD_LIMIT = 0.25
+"""Load per core before the start, beyond which others are at work on this machine."""
+
+_LEVEL = 0.95
+_CALIBRATION_S = 0.05
+
+
+class Way(Protocol):
+    """One way of running a potential on a system.
+
+    Attributes
+    ----------
+    name : unique among the ways that are timed together
+    n_replicas : how many copies of the system take a step at once
+    """
+
+    name: str
+    n_replicas: int
+
+    def run(self, n_steps: int) -> float:
+        """Take so many steps more; seconds that they took."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its confidence interval by order statistics, at 95% or the widest there is."""
+
+    value: float
+    low: float
+    high: float
+
+    def disjoint_above(self, other: Interval) -> bool:
+        """Whether all of it lies above all of another."""
+        return self.low > other.high
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a step of one way, round by round.
+
+    Attributes
+    ----------
+    n_replicas : copies that take each step
+    n_steps : of each block
+    seconds : shape (n_rounds,), a step of all replicas
+    """
+
+    way: str
+    n_replicas: int
+    n_steps: int
+    seconds: tuple[float, ...]
+
+    @property
+    def step(self) -> Interval:
+        """Seconds a step of all replicas."""
+        return median(self.seconds)
+
+    @property
+    def replica_step(self) -> float:
+        """Seconds a step of one replica, its share of the work of all."""
+        return self.step.value / self.n_replicas
+
+    @property
+    def spread(self) -> float:
+        """Half of the interquartile range over the median."""
+        lower, middle, upper = np.percentile(self.seconds, [25, 50, 75])
+        return float(0.5 * (upper - lower) / middle)
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the machine was quiet enough."""
+        return self.spread <= SPREAD_LIMIT
+
+
+def median(values: Sequence[float]) -> Interval:
+    """Median and its interval between two of the values.
+
+    References
+    ----------
+    Conover, Practical Nonparametric Statistics, 3rd ed., Wiley, 1999, section 3.2.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(ordered)
+    # The k-th smallest and the k-th largest value enclose the median unless fewer than k of the
+    # values are on one side of it.
+    k = max(1, int(binom.ppf((1.0 - _LEVEL) / 2.0, n, 0.5)))
+    return Interval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k]))
+
+
+def speedup(slow: Timing, fast: Timing) -> Interval:
+    """How many times as many replica-steps a second, by the rounds that both were timed in."""
+    ratios = np.array(slow.seconds) / slow.n_replicas / (np.array(fast.seconds) / fast.n_replicas)
+    return median(ratios.tolist())
+
+
+def time_ways(
+    ways: Sequence[Way],
+    *,
+    n_rounds: int,
+    block_s: float,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Timing]:
+    """Time ways against each other.
+
+    Parameters
+    ----------
+    ways : ready to run
+    n_rounds : blocks of each way; from six on the interval of a median has 95%
+    block_s : about how long a block takes
+    seed : of the order within each round
+    progress : called with rounds done and rounds in all
+
+    Returns
+    -------
+    by the ways' names, in their order
+    """
+    steps = {way.name: _steps_in(way, block_s) for way in ways}
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    rng = np.random.default_rng(seed)
+    for done in range(n_rounds):
+        for k in rng.permutation(len(ways)):
+            way = ways[k]
+            seconds[way.name].append(way.run(steps[way.name]) / steps[way.name])
+        if progress is not None:
+            progress(done + 1, n_rounds)
+    return {
+        way.name: Timing(way.name, way.n_replicas, steps[way.name], tuple(seconds[way.name]))
+        for way in ways
+    }
+
+
+def _steps_in(way: Way, block_s: float) -> int:
+    """How many steps a block has, found by trying; this warms the way up as well."""
+    n_steps, seconds = 1, way.run(1)
+    while seconds < min(_CALIBRATION_S, block_s):
+        n_steps *= 2
+        seconds = way.run(n_steps)
+    return max(1, round(n_steps * block_s / seconds))
+
+
+def load_per_core() -> float:
+    """Processes that wanted a core during the last minute, per core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def inconclusive(timings: Mapping[str, Timing]) -> str:
+    """One line on why nothing can be concluded; empty where it can."""
+    wide = {name: timing.spread for name, timing in timings.items() if not timing.conclusive}
+    if not wide:
+        return ""
+    worst = max(wide, key=lambda name: wide[name])
+    return (
+        f"the machine is too loaded to conclude: the spread of {worst} is {wide[worst]:.0%} of its "
+        f"median (wanted {SPREAD_LIMIT:.0%} or less)"
+        + (f", and {len(wide) - 1} more are too wide" if len(wide) > 1 else "")
+        + "; repeat it when nothing else runs"
+    )
