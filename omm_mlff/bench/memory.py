@@ -22,7 +22,11 @@ from omm_mlff.potentials.registry import load_potential
 from omm_mlff.systems import load_system
 spec, name, platform, precision, n_replicas, n_steps = sys.argv[1:]
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:  # what getrusage tells is no less than what the process had that began this one
+        with open("/proc/self/status") as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 potential, system = load_potential(spec), load_system(name)
 chosen = choose_platform(platform, system.n_atoms * int(n_replicas))
 before = peak()

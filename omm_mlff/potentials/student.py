@@ -22,13 +22,22 @@ from omm_mlff.forces import Backend, Tap, make_force, resolve_backend, script
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
-from omm_mlff.students.engine import MAX_COMPLETE_ATOMS, Engine, SubsetEngine, build_engine
+from omm_mlff.students.engine import (
+    MAX_COMPLETE_ATOMS,
+    Engine,
+    SubsetEngine,
+    build_engine,
+    is_compiled_here,
+)
+from omm_mlff.students.footprint import available_bytes, directed_pairs, evaluation_bytes
 from omm_mlff.students.student import Student
 from omm_mlff.units import KJMOL_PER_EV, NM_PER_ANGSTROM
 
 SOURCE = "student"
 FORMS = ("the folder of a student's checkpoint", "STUDENT?engine=auto|compiled|scripted")
 _MAX_REPLICAS = 1024
+_SURELY_FITTING = 500
+"""Atoms, replicas included, whose memory nobody need estimate."""
 
 
 class StudentPotential:
@@ -71,7 +80,34 @@ class StudentPotential:
             return f"it is for neutral molecules, this one has charge {system.charge:+d}"
         if system.n_atoms < 2:
             return "a single atom has no pairs"
-        return None
+        return self._too_large(system, 1)
+
+    def _too_large(self, system: MolecularSystem, n_replicas: int) -> str | None:
+        """Why an evaluation finds no room, in one line; a device itself says when it has none."""
+        if torch.cuda.is_available() or n_replicas * system.n_atoms < _SURELY_FITTING:
+            return None
+        config = self.student.config
+        n_pairs = directed_pairs(
+            system.positions, system.box_vectors, config.cutoff_angstrom * NM_PER_ANGSTROM
+        )
+        compiled = self.engine != "scripted" and is_compiled_here()
+        wanted = evaluation_bytes(
+            config,
+            n_replicas * system.n_atoms,
+            n_replicas * n_pairs,
+            compiled=compiled,
+            itemsize=torch.finfo(self.student.dtype).bits // 8,
+        )
+        available = available_bytes()
+        if wanted <= available:
+            return None
+        advice = "take a smaller one" if n_replicas == 1 else "take fewer replicas"
+        if not compiled:
+            advice += ", or the compiled engine, which needs a tenth (engine=compiled)"
+        return (
+            f"one step of {n_replicas * system.n_atoms} atoms needs about "
+            f"{wanted / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free; {advice}"
+        )
 
     def has_tap(self, system: MolecularSystem) -> bool:
         return True
@@ -88,6 +124,9 @@ class StudentPotential:
         n_replicas: int = 1,
         tap: Tap | None = None,
     ) -> None:
+        reason = self._too_large(system, n_replicas)
+        if reason:
+            raise UnsupportedSystemError(f"{self.spec} cannot serve {system.name}: {reason}")
         engine = build_engine(
             self.student,
             torch.from_numpy(system.species),

@@ -224,6 +224,17 @@ def build_engine(
         return scripted
 
 
+def is_compiled_here() -> bool:
+    """Whether the compiled engine can be had on this machine; builds it if need be."""
+    from omm_mlff.students.kernel.build import library
+
+    try:
+        library()
+    except KernelError:
+        return False
+    return True
+
+
 @functools.cache
 def _say_scripted(reason: str) -> None:
     """Once for each reason."""
