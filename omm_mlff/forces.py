@@ -88,7 +88,7 @@ class Tap:
     Attributes
     ----------
     handle : names this tap to the custom op; the Context works on a copy of the module
-    n_calls : evaluations so far
+    n_launches : how often Python was called; a CUDA graph is replayed without it
     energies : shape (n_replicas,), kJ/mol, as computed, before masking
     forces, positions : shape (n_replicas * n_atoms, 3), kJ/mol/nm and nm
     alive : shape (n_replicas,), bool
@@ -99,13 +99,15 @@ class Tap:
     def __init__(self, n_replicas: int, n_atoms: int) -> None:
         self.n_replicas = n_replicas
         self.n_atoms = n_atoms
-        self.n_calls = 0
+        self.n_launches = 0
         self.energies = torch.zeros(n_replicas, dtype=torch.float64)
         self.forces = torch.zeros(n_replicas * n_atoms, 3, dtype=torch.float64)
         self.positions = torch.zeros(n_replicas * n_atoms, 3, dtype=torch.float64)
         self.alive = torch.ones(n_replicas, dtype=torch.bool)
         self.raised: dict[int, str] = {}
         self.ring: Ring | None = None
+        self._on_device: Tensor | None = None
+        self._on_host = 0
         self.handle = next(_handles)
         _taps[self.handle] = self
         _register_tap_op()
@@ -116,9 +118,13 @@ class Tap:
         Every write stays on the device, into memory that is owned here, so that a captured CUDA
         graph repeats it.
         """
-        self.n_calls += 1
+        self.n_launches += 1
         if self.energies.device != energies.device:
             self._move_to(energies.device)
+        if self._on_device is not None:
+            self._on_device.add_(1)
+        else:
+            self._on_host += 1
         if self.ring is not None and energies.device.type == "cpu":
             self.ring.keep(energies, forces, positions)
             if self.ring.unmasked:
@@ -134,6 +140,12 @@ class Tap:
         alive_atoms = self.alive.repeat_interleave(self.n_atoms).unsqueeze(1)
         masked_forces = torch.where(alive_atoms, forces, torch.zeros_like(forces))
         return masked_energies, masked_forces.contiguous()
+
+    @property
+    def n_calls(self) -> int:
+        """Evaluations so far, replays of a CUDA graph included."""
+        counted = 0 if self._on_device is None else int(self._on_device)
+        return self._on_host + counted
 
     def _all_finite(self) -> bool:
         """Whether there is nothing to mask; on the host, where looking is cheap.
@@ -162,6 +174,8 @@ class Tap:
         self.forces = self.forces.to(device)
         self.positions = self.positions.to(device)
         self.alive = self.alive.to(device)
+        if device.type != "cpu":
+            self._on_device = torch.zeros((), dtype=torch.int64, device=device)
 
 
 _taps: dict[int, Tap] = {}
@@ -325,7 +339,12 @@ def _python_force_or_error() -> Literal["pythonforce"]:
 
 
 def make_force(
-    engine: nn.Module, *, periodic: bool, tap: Tap | None = None, backend: Backend = "auto"
+    engine: nn.Module,
+    *,
+    periodic: bool,
+    tap: Tap | None = None,
+    backend: Backend = "auto",
+    cuda_graphs: bool = False,
 ) -> openmm.Force:
     """A Force that computes with an engine.
 
@@ -334,14 +353,21 @@ def make_force(
     engine : scriptable; positions (nm) and box to energies (kJ/mol) and forces (kJ/mol/nm)
     periodic : whether the box is passed
     tap : receives what every evaluation computes
+    cuda_graphs : on CUDA, capture an evaluation once and replay it; the engine must then do the
+        same work at every call and never wait for the device, as a student on a molecule does
 
     Raises
     ------
-    MissingPackageError, InputError : see `resolve_backend`
+    MissingPackageError, InputError : see `resolve_backend`; CUDA graphs without the plugin
     """
     resolved = resolve_backend(backend)
+    if cuda_graphs and (periodic or resolved != "torchforce"):
+        raise InputError("CUDA graphs are for molecules in vacuum, through TorchForce alone")
     module = _Untapped(engine) if tap is None else _tapped(engine, tap)
-    return _force_around(script(module.eval()), periodic, {}, resolved)
+    force = _force_around(script(module.eval()), periodic, {}, resolved)
+    if cuda_graphs:
+        force.setProperty("useCUDAGraphs", "true")
+    return force
 
 
 def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:

@@ -296,6 +296,45 @@ def test_the_tap_works_on_cuda(precision):
     )
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["mixed", "double"])
+def test_a_cuda_graph_is_replayed_and_gives_what_the_launches_give(precision):
+    """Evaluations are counted on the device; Python is called for those that are no replay."""
+    from omm_mlff.platforms import platform_properties
+    from omm_mlff.potentials.base import build_system
+    from omm_mlff.potentials.student import StudentPotential
+    from omm_mlff.systems import load_system
+
+    system, n_steps, last = load_system("ethanol"), 200, []
+    for cuda_graphs in (False, True):
+        tap = Tap(4, system.n_atoms)
+        potential = StudentPotential("tiny", cuda_graphs=cuda_graphs)
+        context = openmm.Context(
+            build_system(potential, system, n_replicas=4, tap=tap),
+            openmm.VerletIntegrator(0.0005),
+            openmm.Platform.getPlatformByName("CUDA"),
+            platform_properties("CUDA", precision),
+        )
+        context.setPositions(np.tile(system.positions, (4, 1)))
+        before, launches = tap.n_calls, tap.n_launches
+        context.getIntegrator().step(n_steps)
+        assert tap.n_calls - before >= n_steps
+        assert (tap.n_launches - launches < n_steps // 2) == cuda_graphs
+        last.append(tap.read())
+    np.testing.assert_allclose(last[0][0], last[1][0], atol=0.5)
+    np.testing.assert_allclose(last[0][1], last[1][1], atol=50.0)
+
+
+def test_cuda_graphs_are_refused_where_the_work_changes_from_call_to_call():
+    engine = SpringEngine(diatomic())
+    with pytest.raises(InputError, match="CUDA graphs are for molecules in vacuum"):
+        make_force(engine, periodic=True, cuda_graphs=True)
+    with pytest.raises(InputError, match="through TorchForce alone"):
+        make_force(engine, periodic=False, backend="pythonforce", cuda_graphs=True)
+    force = make_force(engine, periodic=False, cuda_graphs=True)
+    assert dict(force.getProperties())["useCUDAGraphs"] == "true"
+
+
 @pytest.mark.parametrize("periodic", [False, True])
 def test_every_tensor_of_a_scripted_student_moves_with_it(periodic):
     """The plugin moves the module to the Context's device: no constant may be left behind."""

@@ -48,24 +48,31 @@ class StudentPotential:
     student : a shipped name such as "tiny", the folder of a checkpoint, or a student itself
     backend : which Force carries it
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
+    cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`
     """
 
     repeatable = True
 
     def __init__(
-        self, student: str | Student, backend: Backend = "auto", engine: Engine = "auto"
+        self,
+        student: str | Student,
+        backend: Backend = "auto",
+        engine: Engine = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         if engine not in get_args(Engine):
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
         self.backend: Backend = backend
         self.engine: Engine = engine
+        self.cuda_graphs = cuda_graphs
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
             self._card = _card({"name": student.config.name}, student)
         else:
             self.student = load_student(student)
-            self.spec = student if engine == "auto" else f"{student}?engine={engine}"
+            options = [f"engine={engine}"] * (engine != "auto") + ["cuda_graphs=True"] * cuda_graphs
+            self.spec = "?".join([student, *(["&".join(options)] if options else [])])
             self._card = _card(load_card(student), self.student)
 
     @property
@@ -134,7 +141,10 @@ class StudentPotential:
             n_copies=n_replicas,
             engine=self.engine,
         )
-        force = make_force(engine, periodic=system.periodic, tap=tap, backend=self.backend)
+        graphs = self.cuda_graphs and not system.periodic and system.n_atoms <= MAX_COMPLETE_ATOMS
+        force = make_force(
+            engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graphs
+        )
         openmm_system.addForce(force)
 
     def energies_and_forces(
@@ -336,17 +346,21 @@ def matches(spec: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def load(spec: str) -> StudentPotential:
-    """The potential behind a spec; the one option is `engine`.
+    """The potential behind a spec; its options are `engine` and `cuda_graphs`.
 
     Raises
     ------
-    InputError : another option, or an engine that is not known
+    InputError : another option, or a value that is not known
     """
     name, options = _name_and_options(spec)
-    engine = options.pop("engine", "auto")
+    engine, cuda_graphs = options.pop("engine", "auto"), options.pop("cuda_graphs", False)
     if options:
-        raise InputError(f"{spec!r}: a student's one option is engine, got {next(iter(options))!r}")
-    return StudentPotential(name, engine=engine)
+        raise InputError(
+            f"{spec!r}: a student's options are engine and cuda_graphs, got {next(iter(options))!r}"
+        )
+    if not isinstance(cuda_graphs, bool):
+        raise InputError(f"{spec!r}: wanted cuda_graphs True or False, got {cuda_graphs!r}")
+    return StudentPotential(name, engine=engine, cuda_graphs=cuda_graphs)
 
 
 def _name_and_options(spec: str) -> tuple[str, dict[str, Any]]:

@@ -186,3 +186,15 @@ def test_a_student_from_a_script_is_the_student_that_was_loaded() -> None:
     expected = loaded.energies_and_forces(water.positions[None], water)
     np.testing.assert_array_equal(energies, expected[0])
     np.testing.assert_array_equal(forces, expected[1])
+
+
+def test_options_of_a_spec_are_kept_and_others_refused():
+    for spec in ("tiny?engine=scripted", "tiny?cuda_graphs=True", "tiny?engine=compiled"):
+        assert load_potential(spec).spec == spec
+    assert load_potential("tiny?engine=auto").spec == "tiny"
+    with pytest.raises(InputError, match="unknown engine 'fast'; known: auto, scripted, compiled"):
+        load_potential("tiny?engine=fast")
+    with pytest.raises(InputError, match="options are engine and cuda_graphs, got 'speed'"):
+        load_potential("tiny?speed=2")
+    with pytest.raises(InputError, match="wanted cuda_graphs True or False, got 1"):
+        load_potential("tiny?cuda_graphs=1")
