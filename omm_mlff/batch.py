@@ -248,10 +248,10 @@ class Batch:
                 self._account(started, tap, calls_before, n_steps - first_step)
                 progress(n_steps)
                 return
+            progress(step)
             if recorder.full:
                 recorder.flush()
             if step == row_step + _CALL_STEPS:
-                progress(step)
                 row_ended = self._clock()
                 self._pace(part, step, (row_ended - row_began) / (step - row_step))
                 row_began, row_step = row_ended, step
@@ -263,7 +263,6 @@ class Batch:
                     segment, segment_began = segment + 1, time.monotonic()
         self._close_segment(context, recorder, segment, n_steps, x, v, alive, watch)
         self._account(started, tap, calls_before, n_steps - first_step)
-        progress(n_steps)
 
     def _ring(self, tap: Tap | None, n_frames: int) -> Ring | None:
         """Where many steps in one call are kept; None where they must be taken one by one."""

@@ -227,18 +227,17 @@ class _TappedMolecules(nn.Module):
 
     def __init__(self, engine: CompiledMoleculeEngine, handle: int) -> None:
         super().__init__()
-        self.scripted = _Tapped(engine.scripted, handle)
+        self.scripted = None if engine.scripted is None else _Tapped(engine.scripted, handle)
         self.student = engine.handle
         self.handle = handle
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if positions.is_cuda:
-            energy, forces = self.scripted(positions, box)
-        else:
-            with torch.no_grad():  # as in _Tapped
-                energy, forces = torch.ops.omm_mlff.student_tapped(
-                    self.student, self.handle, positions
-                )
+        if self.scripted is not None:  # noqa: SIM102 (TorchScript drops the branch)
+            if positions.is_cuda:
+                on_device: tuple[Tensor, Tensor] = self.scripted(positions, box)
+                return on_device
+        with torch.no_grad():  # as in _Tapped
+            energy, forces = torch.ops.omm_mlff.student_tapped(self.student, self.handle, positions)
         return energy, forces
 
 

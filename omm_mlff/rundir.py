@@ -19,8 +19,8 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import tables
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError, OutputExistsError, RunDirectoryError, StorageError
+from omm_mlff.kept import Kept
 from omm_mlff.schema import Event, RunSpec
 
 SPEC_FILE = "spec.json"
@@ -51,6 +52,10 @@ _FIELDS = {  # our name: (MDTraj's dataset, unit)
     "forces": ("forces", "kilojoules_per_mole/nanometer"),
 }
 _PER_ATOM = ("positions", "velocities", "forces")
+_DATASETS = {name: dataset for name, (dataset, _) in _FIELDS.items()}
+_NUMBER_BYTES = 64
+FIELDS = tuple(_FIELDS)
+"""Of a frame, as `ReplicaRecord.chunks` names them."""
 
 
 @contextlib.contextmanager
@@ -312,14 +317,22 @@ def mdtraj_topology(
 
 @dataclass(frozen=True)
 class ReplicaRecord:
-    """The frames of one replica; arrays are read when they are asked for, and kept."""
+    """The frames of one replica; arrays are read when they are asked for.
+
+    Attributes
+    ----------
+    files : closed segments, in order
+    event : why it was stopped; None where it came through
+    kept : what was read before: small segments stay, and are not to be written to
+    """
 
     files: tuple[Path, ...]
     event: Event | None
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     @cached_property
     def n_frames(self) -> int:
-        return len(self.time)
+        return sum(self._n_frames_of(path) for path in self.files)
 
     @cached_property
     def time(self) -> NDArray[np.float64]:
@@ -351,25 +364,95 @@ class ReplicaRecord:
         """Shape (n_frames, n_atoms, 3), kJ/mol/nm."""
         return self._read("forces")
 
-    def chunks(self, n_frames: int) -> Iterator[dict[str, NDArray[np.float64]]]:
-        """Every field in blocks of at most `n_frames`, in order; memory stays bounded."""
+    def chunks(
+        self, n_frames: int, fields: Iterable[str] = FIELDS
+    ) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Fields in blocks of at most `n_frames`, in order; memory stays bounded."""
+        names = tuple(fields)
         for path in self.files:
+            whole = self._kept_segment(path)
+            if whole is not None:
+                for start in range(0, len(whole["time"]), n_frames):
+                    yield {name: whole[name][start : start + n_frames] for name in names}
+                continue
             with _opened(path) as handle:
-                total = handle.root.time.shape[0]
-                for start in range(0, total, n_frames):
-                    yield {
-                        name: handle.get_node("/", dataset)[start : start + n_frames]
-                        for name, (dataset, _) in _FIELDS.items()
-                    }
+                nodes = {name: handle.get_node("/", _DATASETS[name]) for name in names}
+                for start in range(0, handle.root.time.shape[0], n_frames):
+                    yield {name: node[start : start + n_frames] for name, node in nodes.items()}
+
+    def frames(
+        self, indices: Sequence[int], fields: Iterable[str] = FIELDS
+    ) -> dict[str, NDArray[np.float64]]:
+        """Fields of single frames; the others are not read.
+
+        Parameters
+        ----------
+        indices : ascending, each below `n_frames`
+        """
+        names = tuple(fields)
+        wanted = np.asarray(indices, dtype=np.int64)
+        found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+        first = 0
+        for path in self.files:
+            n_frames = self._n_frames_of(path)
+            inside = wanted[(wanted >= first) & (wanted < first + n_frames)] - first
+            first += n_frames
+            if not len(inside):
+                continue
+            whole = self._kept_segment(path)
+            if whole is not None:
+                for name in names:
+                    found[name].append(whole[name][inside])
+                continue
+            with _opened(path) as handle:
+                for name in names:
+                    node = handle.get_node("/", _DATASETS[name])
+                    found[name].append(np.array([node[int(row)] for row in inside]))
+        return {
+            name: np.concatenate(found[name]) if found[name] else _no_frames(name) for name in names
+        }
+
+    def _n_frames_of(self, path: Path) -> int:
+        whole = self._kept_segment(path)
+        if whole is not None:
+            return len(whole["time"])
+        return self.kept.of(("length", *_version(path)), _NUMBER_BYTES, lambda: _length(path))
+
+    def _kept_segment(self, path: Path) -> dict[str, NDArray[np.float64]] | None:
+        """Every field of a segment, read once; None where there is no room for it."""
+        version = _version(path)
+        return self.kept.value(("segment", *version), version[-1], lambda: _segment(path))
 
     def _read(self, name: str) -> NDArray[np.float64]:
-        blocks = []
-        for path in self.files:
-            with _opened(path) as handle:
-                blocks.append(handle.get_node("/", _FIELDS[name][0])[:])
-        if not blocks:
-            return np.empty((0, 0, 3) if name in _PER_ATOM else (0,))
-        return np.concatenate(blocks)
+        blocks = [chunk[name] for chunk in self.chunks(SEGMENT_FRAMES, (name,))]
+        return np.concatenate(blocks) if blocks else _no_frames(name)
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """A file as it is now: its name, time and size."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {path} ({error.strerror}); repeat the run") from error
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+def _length(path: Path) -> int:
+    with _opened(path) as handle:
+        return int(handle.root.time.shape[0])
+
+
+def _segment(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Every field of a segment, not to be written to."""
+    with _opened(path) as handle:
+        whole = {name: handle.get_node("/", dataset)[:] for name, dataset in _DATASETS.items()}
+    for array in whole.values():
+        array.flags.writeable = False
+    return whole
+
+
+def _no_frames(name: str) -> NDArray[np.float64]:
+    return np.empty((0, 0, 3) if name in _PER_ATOM else (0,))
 
 
 def _by_number(item: tuple[str, Any]) -> int:
@@ -407,10 +490,12 @@ class RunRecord:
     spec : what was asked for
     provenance : versions, device, precision, hashes; also the molecule
     status : "state" is "complete", "running" or "interrupted"; step counts and costs
+    kept : frames, and what was worked out from them, while it is small
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.kept = Kept()
         self.spec = RunSpec.from_json(read_json(folder / SPEC_FILE))
         self.provenance = read_json(folder / PROVENANCE_FILE)
         self.status = read_json(folder / STATUS_FILE)
@@ -484,7 +569,12 @@ class RunRecord:
     def replica(self, index: int) -> ReplicaRecord:
         """The record of one replica."""
         folder = self.folder / replica_folder(index)
-        return ReplicaRecord(tuple(sorted(folder.glob("*.h5"))), self.events.get(index))
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".h5"))
+        except FileNotFoundError:
+            names = []
+        files = tuple(folder / name for name in names)
+        return ReplicaRecord(files, self.events.get(index), self.kept)
 
     def replicas(self) -> Iterator[tuple[int, ReplicaRecord]]:
         """Every replica, one after another."""

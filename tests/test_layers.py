@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "omm_mlff"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("units", "errors"),
     ("schema", "data"),
+    ("kept",),
     ("rundir",),
     ("students",),
     ("calculator",),
@@ -53,7 +54,7 @@ ASIDE = (
     "report",
     "comparison",
 )
-ASIDE_SEES = {name for row in LAYERS[:3] for name in row}
+ASIDE_SEES = {name for row in LAYERS[:4] for name in row}
 ASIDE_FROM = "checks"
 
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -14,6 +14,7 @@ import tables
 
 from omm_mlff import rundir
 from omm_mlff.errors import InputError, OutputExistsError, RunDirectoryError, StorageError
+from omm_mlff.kept import Kept, Room
 from omm_mlff.rundir import FrameFile, RunRecord, SegmentWriter, mdtraj_topology, storage_errors
 from omm_mlff.schema import RunSpec
 
@@ -66,6 +67,60 @@ def test_chunks_bound_the_memory_and_leave_nothing_out(folder):
     assert [len(chunk["time"]) for chunk in chunks] == [3, 3, 2, 3, 1]
     times = np.concatenate([chunk["time"] for chunk in chunks])
     np.testing.assert_array_equal(times, np.arange(12) * 0.0005)
+
+
+@pytest.fixture(params=["with room", "without room"])
+def reader(request, folder):
+    record = RunRecord.open(folder)
+    if request.param == "without room":
+        record.kept = Kept(Room(0))
+    return record.replica(0)
+
+
+def test_a_frame_reads_the_same_whether_segments_are_kept_or_not(reader):
+    whole = {
+        name: np.concatenate([frames(5)[name], frames(3, 5)[name], frames(4, 8)[name]])
+        for name in frames(1)
+    }
+    assert reader.n_frames == 12
+    picked = reader.frames([0, 4, 7, 8, 11], ("time", "forces"))
+    assert list(picked) == ["time", "forces"]
+    for name, array in picked.items():
+        np.testing.assert_array_equal(array, whole[name][[0, 4, 7, 8, 11]])
+    for _ in range(2):
+        chunks = list(reader.chunks(5, ("velocities",)))
+        assert [list(chunk) for chunk in chunks] == [["velocities"]] * 3
+        together = np.concatenate([chunk["velocities"] for chunk in chunks])
+        np.testing.assert_array_equal(together, whole["velocities"])
+    assert reader.frames([], ("positions",))["positions"].shape[0] == 0
+
+
+def test_a_segment_is_opened_once_for_all_who_read_it(folder, monkeypatch):
+    opened = []
+    original = tables.open_file
+    monkeypatch.setattr(
+        tables, "open_file", lambda path, **more: opened.append(path) or original(path, **more)
+    )
+    record = RunRecord.open(folder)
+    for _ in range(3):
+        assert record.replica(0).n_frames == 12
+        assert len(record.replica(0).positions) == 12
+    assert len(opened) == 2
+
+
+def test_a_segment_that_was_written_anew_is_read_anew(folder):
+    record = RunRecord.open(folder)
+    assert record.replica(0).n_frames == 12
+    writer = SegmentWriter(folder / "replica_000", TOPOLOGY, 3, None, 1)
+    writer.append(frames(40, 8))
+    writer.close_segment()
+    assert record.replica(0).n_frames == 48
+
+
+def test_frames_that_are_kept_cannot_be_written_to(folder):
+    chunk = next(iter(RunRecord.open(folder).replica(0).chunks(3)))
+    with pytest.raises(ValueError, match="read-only"):
+        chunk["positions"] += 1.0
 
 
 def test_energies_keep_what_float32_would_lose(folder):

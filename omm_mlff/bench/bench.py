@@ -18,21 +18,29 @@ from omm_mlff.bench.others import AseVerlet, TorchSim
 from omm_mlff.bench.pareto import Point, force_rmse
 from omm_mlff.bench.scaling import box_of, exponent
 from omm_mlff.bench.timing import (
-    LOAD_LIMIT,
+    BUSY_LIMIT,
     Timing,
     Way,
+    busy_now,
     inconclusive,
     load_per_core,
     speedup,
     time_ways,
 )
 from omm_mlff.bench.ways import Recorded, Unrecorded, Yardstick
-from omm_mlff.errors import InputError, MissingPackageError, OmmMlffError, ValidationFailure
+from omm_mlff.errors import (
+    AnalysisError,
+    InputError,
+    MissingPackageError,
+    OmmMlffError,
+    ValidationFailure,
+)
 from omm_mlff.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import MolecularSystem, Precision
+from omm_mlff.students.kernel.threads import kernel_threads
 from omm_mlff.systems import load_system
 from omm_mlff.units import BYTES_PER_MIB
 
@@ -135,13 +143,13 @@ def _run(
     effort: Effort,
     say: Progress,
 ) -> dict[str, Any]:
-    busy = load_per_core()
+    busy = busy_now()
     chosen = choose_platform(platform, max(system.n_atoms for system in systems.values()))
     reasons = []
-    if busy > LOAD_LIMIT:
+    if busy > BUSY_LIMIT:
         reasons.append(
-            f"others were at work before the start: {busy:.2f} processes a core "
-            f"(wanted {LOAD_LIMIT:g} or less)"
+            f"others were at work before the start: {busy:.0%} of the cores "
+            f"(wanted {BUSY_LIMIT:.0%} or less)"
         )
     origin = documents.provenance(chosen, precision, effort.n_rounds, effort.block_s)
     results: list[dict[str, Any]] = []
@@ -206,17 +214,23 @@ class _Subject:
         return f"{self.potential.spec} on {self.system.name}"
 
     def measure(self) -> tuple[dict[str, Any], dict[str, Timing]]:
-        ways = list(self._ways())
-        try:
+        failed: dict[str, str] = {}
+        with contextlib.ExitStack() as made:
+            ways = []
+            for way in self._ways():
+                made.callback(way.close)
+                ways.append(way)
             timings = time_ways(
                 ways,
                 n_rounds=self.effort.n_rounds,
                 block_s=self.effort.block_s,
+                failed=failed,
                 progress=lambda done, total: self.say(f"{self.label}: timing", done, total),
             )
-        finally:
-            for way in ways:
-                way.close()
+        self.skipped += [{"way": name, "reason": reason} for name, reason in failed.items()]
+        for name in (SINGLE, UNRECORDED):  # everything else is held against these
+            if name in failed:
+                raise AnalysisError(f"{self.label}: {failed[name]}")
         n_atoms = self.system.n_atoms
         result: dict[str, Any] = {
             "model": self.potential.spec,
@@ -273,9 +287,11 @@ class _Subject:
         student, system = potential.student, self.system
         makers: dict[str, Callable[[], Way]] = {
             ASE: lambda: AseVerlet(student, system, name=ASE, engine="scripted"),
-            ASE_COMPILED: lambda: AseVerlet(student, system, name=ASE_COMPILED, engine="auto"),
         }
-        if not system.periodic:
+        if not system.periodic:  # in a cell the calculator is scripted, for its stress
+            makers[ASE_COMPILED] = lambda: AseVerlet(
+                student, system, name=ASE_COMPILED, engine="auto"
+            )
             makers[TORCH_SIM] = lambda: TorchSim(student, system, name=TORCH_SIM, n_replicas=many)
         for name, make in makers.items():
             try:
@@ -286,22 +302,28 @@ class _Subject:
     def _student(self, potential: StudentPotential, timings: dict[str, Timing]) -> dict[str, Any]:
         self.say(f"{self.label}: where the time goes", 0, 1)
         many = timings[UNRECORDED].n_replicas
-        parts = breakdown(
-            potential.student,
-            self.system,
-            self.platform,
-            engine=potential.engine,
-            n_replicas=many,
-            unrecorded_s=timings[UNRECORDED].step.value,
-            recorded_s=timings[RECORDED].step.value,
-        )
-        found: dict[str, Any] = {
-            "breakdown_ms": {
+        found: dict[str, Any] = {}
+        if RECORDED in timings:
+            parts = breakdown(
+                potential.student,
+                self.system,
+                self.platform,
+                engine=potential.engine,
+                n_replicas=many,
+                unrecorded_s=timings[UNRECORDED].step.value,
+                recorded_s=timings[RECORDED].step.value,
+            )
+            found["breakdown_ms"] = {
                 name: float(f"{1000.0 * seconds:.4g}")
                 for name, seconds in dataclasses.asdict(parts).items()
             }
-        }
-        least = floor(potential.student, self.system, 1)
+        least = floor(
+            potential.student,
+            self.system,
+            1,
+            n_threads=kernel_threads(),
+            device="cuda" if self.platform == "CUDA" else "cpu",
+        )
         single = timings[SINGLE].step.value
         found["floor"] = {
             "multiply_adds": least.multiply_adds,

@@ -13,7 +13,7 @@ from omm_mlff.bench.compare import BenchComparison
 
 def show(document: dict[str, Any], console: Console | None = None) -> None:
     """Tables of what a step costs, the ratios that matter, and what was left out."""
-    out = console or Console()
+    out = console or Console(emoji=False)
     origin = document["provenance"]
     threads = origin["threads"]
     out.print(
@@ -34,7 +34,7 @@ def show(document: dict[str, Any], console: Console | None = None) -> None:
 
 def show_comparison(comparison: BenchComparison, console: Console | None = None) -> None:
     """What got slower, what got faster."""
-    out = console or Console()
+    out = console or Console(emoji=False)
     table = Table("model", "system", "way", "before", "now", "factor", "", box=SIMPLE_HEAD)
     for row in comparison.rows:
         table.add_row(

@@ -11,16 +11,16 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from omm_mlff.schema import MolecularSystem
-from omm_mlff.students.pairs import pairs_within
+from omm_mlff.students.engine import BoxEngine
 from omm_mlff.students.student import Student, StudentConfig
-from omm_mlff.units import ANGSTROM_PER_NM
 
-_MEASURE_S = 0.1
+_BLOCK_S = 0.02
 _REPETITIONS = 7
+_WORTH_THREADS_S = 2.0e-3
+"""Below this, threads wait for one another longer than they work."""
 
 
 @dataclass(frozen=True)
@@ -63,39 +63,63 @@ def multiply_adds(config: StudentConfig, n_atoms: int, n_pairs: int) -> float:
     return 2.0 * n_atoms * an_atom + 2.0 * (n_pairs / 2) * a_filter
 
 
-def floor(student: Student, system: MolecularSystem, n_replicas: int) -> Floor:
-    """The floor of a system's replica, at torch's present number of threads.
+def floor(
+    student: Student,
+    system: MolecularSystem,
+    n_replicas: int,
+    *,
+    n_threads: int = 1,
+    device: str = "cpu",
+) -> Floor:
+    """The floor of a system's replica: at one thread or at `n_threads`, whichever is lower.
+
+    Of a few atoms, the call of a product costs torch more than the product: a kernel that makes no
+    such calls, or takes its filters from a table, is below this floor.
 
     Parameters
     ----------
     n_replicas : evaluated together; sets the height of the matrices whose rate is measured
+    n_threads : that the engine may use whose time is held against it
+    device : where it computes
     """
-    cutoff = student.config.cutoff_angstrom
-    box = system.box_vectors
-    idx_i, _ = pairs_within(
-        torch.from_numpy(system.positions * ANGSTROM_PER_NM),
-        None if box is None else torch.from_numpy(box * ANGSTROM_PER_NM),
-        cutoff,
-    )
-    needed = multiply_adds(student.config, system.n_atoms, len(idx_i))
-    rate = product_rate(n_replicas * system.n_atoms, student.config.n_features)
-    return Floor(needed, rate, torch.get_num_threads())
+    config = student.config
+    needed = multiply_adds(config, system.n_atoms, n_pairs(student, system))
+    n_rows = n_replicas * system.n_atoms
+    rates = {1: product_rate(n_rows, config.n_features, device)}
+    if n_threads > 1 and needed / rates[1] > _WORTH_THREADS_S:
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_threads)
+        try:
+            rates[n_threads] = product_rate(n_rows, config.n_features, device)
+        finally:
+            torch.set_num_threads(before)
+    best = max(rates, key=lambda tried: rates[tried])
+    return Floor(needed, rates[best], best)
 
 
-def product_rate(n_rows: int, width: int) -> float:
+def n_pairs(student: Student, system: MolecularSystem) -> int:
+    """Directed pairs of one replica within the student's cutoff, images in a small box included."""
+    engine = BoxEngine(student, torch.from_numpy(system.species), system.periodic)
+    box = None if system.box_vectors is None else torch.from_numpy(system.box_vectors)
+    return len(engine.pairs(torch.from_numpy(system.positions), box)[0])
+
+
+def product_rate(n_rows: int, width: int, device: str = "cpu") -> float:
     """Multiply-adds a second of torch.mm in float32: (n_rows, width) by (width, 3 width)."""
-    left = torch.rand(n_rows, width)
-    right = torch.rand(width, 3 * width)
-    out = torch.empty(n_rows, 3 * width)
-    torch.mm(left, right, out=out)
-    began, n_calls = time.perf_counter(), 0
-    while time.perf_counter() - began < _MEASURE_S:
-        torch.mm(left, right, out=out)
-        n_calls += 1
-    rates = []
-    for _ in range(_REPETITIONS):
+    left = torch.rand(n_rows, width, device=device)
+    right = torch.rand(width, 3 * width, device=device)
+    out = torch.empty(n_rows, 3 * width, device=device)
+
+    def seconds(n_calls: int) -> float:
         began = time.perf_counter()
         for _ in range(n_calls):
             torch.mm(left, right, out=out)
-        rates.append(n_calls / (time.perf_counter() - began))
-    return statistics.median(rates) * float(np.prod([n_rows, width, 3 * width]))
+        if out.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    n_calls = 1
+    while seconds(n_calls) < _BLOCK_S:
+        n_calls *= 2
+    rates = [n_calls / seconds(n_calls) for _ in range(_REPETITIONS)]
+    return statistics.median(rates) * float(n_rows * width * 3 * width)

@@ -6,6 +6,7 @@ The process prints what it holds once everything is imported, and the most that 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,9 +78,15 @@ def peak_memory(
     """
     words = [spec, system, platform, precision, str(n_replicas), str(n_steps)]
     command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise ValidationFailure(

@@ -135,7 +135,8 @@ def _scaling(scaling: list[dict[str, Any]]) -> Figure:
     memory.set_ylabel("peak memory of the process, MiB")
     for axes in (time, memory):
         axes.set_xlabel("atoms in a periodic box of water")
-        axes.legend(frameon=False)
+        if axes.has_data():
+            axes.legend(frameon=False)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -7,22 +7,28 @@ round. Medians over rounds, with intervals that assume nothing of the noise's di
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import psutil
 from scipy.stats import binom
+
+from omm_mlff.errors import AnalysisError
 
 SPREAD_LIMIT = 0.10
 """Half of the interquartile range over the median, beyond which a timing concludes nothing."""
 
-LOAD_LIMIT = 0.25
-"""Load per core before the start, beyond which others are at work on this machine."""
+BUSY_LIMIT = 0.25
+"""Share of the cores at work before the start, beyond which others use this machine."""
 
 _LEVEL = 0.95
 _CALIBRATION_S = 0.05
+_MOST_AT_ONCE = 1000
+_MOMENT_S = 0.5
 
 
 class Way(Protocol):
@@ -122,6 +128,7 @@ def time_ways(
     n_rounds: int,
     block_s: float,
     seed: int = 0,
+    failed: dict[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
     """Time ways against each other.
@@ -132,39 +139,70 @@ def time_ways(
     n_rounds : blocks of each way; from six on the interval of a median has 95%
     block_s : about how long a block takes
     seed : of the order within each round
+    failed : receives the names of ways that cannot be timed, and why; without it they end it all
     progress : called with rounds done and rounds in all
 
     Returns
     -------
-    by the ways' names, in their order
+    by the ways' names, in their order, without those that failed
     """
-    steps = {way.name: _steps_in(way, block_s) for way in ways}
+    failures: dict[str, str] = {}
+    steps: dict[str, int] = {}
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+
+    @contextlib.contextmanager
+    def tried(way: Way) -> Iterator[None]:
+        try:
+            yield
+        except AnalysisError as error:
+            if failed is None:
+                raise
+            failures[way.name] = str(error)
+
+    for way in ways:
+        with tried(way):
+            steps[way.name] = _steps_in(way, block_s)
     rng = np.random.default_rng(seed)
     for done in range(n_rounds):
         for k in rng.permutation(len(ways)):
             way = ways[k]
-            seconds[way.name].append(way.run(steps[way.name]) / steps[way.name])
+            if way.name in failures:
+                continue
+            with tried(way):
+                seconds[way.name].append(way.run(steps[way.name]) / steps[way.name])
         if progress is not None:
             progress(done + 1, n_rounds)
+    if failed is not None:
+        failed |= failures
     return {
         way.name: Timing(way.name, way.n_replicas, steps[way.name], tuple(seconds[way.name]))
         for way in ways
+        if way.name not in failures
     }
 
 
 def _steps_in(way: Way, block_s: float) -> int:
     """How many steps a block has, found by trying; this warms the way up as well."""
+    enough = min(_CALIBRATION_S, block_s)
     n_steps, seconds = 1, way.run(1)
-    while seconds < min(_CALIBRATION_S, block_s):
-        n_steps *= 2
+    while seconds < enough:
+        n_steps = max(2 * n_steps, round(n_steps * enough / max(seconds, enough / _MOST_AT_ONCE)))
         seconds = way.run(n_steps)
     return max(1, round(n_steps * block_s / seconds))
 
 
 def load_per_core() -> float:
-    """Processes that wanted a core during the last minute, per core."""
+    """Processes that wanted a core during the last minute, per core; this one counts as well."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def busy_now() -> float:
+    """Share of the cores that are at work while this process waits for a moment.
+
+    The load of the last minute would not do: it still tells of what this process, or the benchmark
+    before it, did itself.
+    """
+    return float(psutil.cpu_percent(interval=_MOMENT_S)) / 100.0
 
 
 def inconclusive(timings: Mapping[str, Timing]) -> str:

@@ -81,8 +81,6 @@ LAGS_FS = (50.0, 40.0, 30.0, 20.0, 10.0, 0.0)
 MAX_STOPPED = 8
 """Of the replicas that were stopped, so many are followed."""
 
-_PIECE = 2048
-
 FORCE_RMSE = Declaration(
     "along.force_rmse",
     "sampled",
@@ -139,24 +137,20 @@ def visited_frames(run: RunRecord, n_atoms: int) -> Visited:
         if not spread and index not in stopped:
             continue
         n_spread = each if spread else 0
-        time = run.replica(index).time
-        wanted = _wanted(time, event, n_spread, before_the_stop=index in stopped)
-        first = 0
-        for piece in run.replica(index).chunks(_PIECE):
-            n_frames = len(piece["time"])
-            for frame, lag in wanted:
-                if first <= frame < first + n_frames:
-                    row = frame - first
-                    rows.append(
-                        (
-                            piece["positions"][row] * ANGSTROM_PER_NM,
-                            piece["forces"][row] * EV_ANGSTROM_PER_KJMOL_NM,
-                            index,
-                            float(piece["time"][row]),
-                            lag,
-                        )
-                    )
-            first += n_frames
+        replica = run.replica(index)
+        wanted = _wanted(replica.time, event, n_spread, before_the_stop=index in stopped)
+        wanted.sort(key=_frame)
+        chosen = replica.frames([frame for frame, _ in wanted], ("time", "positions", "forces"))
+        for row, (_, lag) in enumerate(wanted):
+            rows.append(
+                (
+                    chosen["positions"][row] * ANGSTROM_PER_NM,
+                    chosen["forces"][row] * EV_ANGSTROM_PER_KJMOL_NM,
+                    index,
+                    float(chosen["time"][row]),
+                    lag,
+                )
+            )
     return Visited(
         np.array([row[0] for row in rows]).reshape(-1, n_atoms, 3),
         np.array([row[1] for row in rows]).reshape(-1, n_atoms, 3),
@@ -164,6 +158,10 @@ def visited_frames(run: RunRecord, n_atoms: int) -> Visited:
         np.array([row[3] for row in rows]),
         np.array([row[4] for row in rows]),
     )
+
+
+def _frame(wanted: tuple[int, float]) -> int:
+    return wanted[0]
 
 
 def _wanted(

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, counted, for_each_run, run_where
 from omm_mlff.checks.frames import Sample, frames_longer_than, stretches
-from omm_mlff.errors import AnalysisError
 from omm_mlff.schema import Criterion, Declaration, Event, Measurement, MolecularSystem, Where
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 from omm_mlff.watch import BOND_LIMIT_NM, BOND_TIME_PS, covalent_radii, pair_lengths
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 
 NEW_RADII = 1.2
 _LOOK_PS = 2.5 * PS_PER_FS  # between looks at the pairs without a bond; a quarter of BOND_TIME_PS
-_PIECE_NUMBERS = 2_000_000  # distances held at a time
-_FRAMES_AT_ONCE = 1024
+_PIECE_NUMBERS = 300_000  # held at a time, so that they stay in the processor's cache
+_INCIDENT_BYTES = 4096
 
 _HYDROGEN = 1
 CRASH_KINDS = frozenset({"raised", "nan", "energy", "overlap"})
@@ -77,6 +76,46 @@ class Incident:
     detail: str
 
 
+class Streaks:
+    """Which columns of flags stay true in enough consecutive frames, and since when first.
+
+    Parameters
+    ----------
+    n_frames : how many consecutive frames are enough
+    """
+
+    def __init__(self, n_frames: int) -> None:
+        self.n_frames = n_frames
+        self._seen = 0
+        self._streak = np.empty(0, dtype=np.int64)  # frames up to now that each has been true
+        self._began = np.empty(0, dtype=np.int64)
+
+    def add(self, flags: NDArray[np.bool_]) -> None:
+        """The next frames, shape (n_frames_of_piece, n_columns)."""
+        if not len(self._began):
+            self._streak = np.zeros(flags.shape[1], dtype=np.int64)
+            self._began = np.full(flags.shape[1], -1, dtype=np.int64)
+        up = np.flatnonzero(flags.any(axis=0))
+        if len(up) and len(flags):
+            frames = np.arange(1, len(flags) + 1)[:, None]
+            last_false = np.maximum.accumulate(np.where(flags[:, up], 0, frames), axis=0)
+            streak = frames - last_false + np.where(last_false == 0, self._streak[up], 0)
+            enough = streak == self.n_frames
+            fresh = enough.any(axis=0) & (self._began[up] < 0)
+            first = enough.argmax(axis=0)[fresh]
+            self._began[up[fresh]] = self._seen + first - self.n_frames + 1
+            self._streak[:] = 0
+            self._streak[up] = streak[-1]
+        elif len(flags):
+            self._streak[:] = 0
+        self._seen += len(flags)
+
+    def found(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Columns, sorted, and the frame at which the first lasting stretch of each began."""
+        columns = np.flatnonzero(self._began >= 0)
+        return columns, self._began[columns]
+
+
 def first_lasting(
     flags: Iterator[NDArray[np.bool_]], n_frames: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -91,26 +130,39 @@ def first_lasting(
     -------
     columns, sorted, and the frame at which the first lasting stretch of each began
     """
-    streak: NDArray[np.int64] | None = None
-    began: NDArray[np.int64] | None = None
-    frame = 0
+    streaks = Streaks(n_frames)
     for piece in flags:
-        if streak is None or began is None:
-            streak = np.zeros(piece.shape[1], dtype=np.int64)
-            began = np.full(piece.shape[1], -1, dtype=np.int64)
-        if not piece.any():
-            streak[:] = 0
-            frame += len(piece)
-            continue
-        for row in piece:
-            streak = np.where(row, streak + 1, 0)
-            fresh = (streak == n_frames) & (began < 0)
-            began[fresh] = frame - n_frames + 1
-            frame += 1
-    if began is None:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    columns = np.flatnonzero(began >= 0)
-    return columns, began[columns]
+        streaks.add(piece)
+    return streaks.found()
+
+
+def lengths_by_pair(
+    positions: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    box_vectors: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """What `pair_lengths` gives, for many frames of few atoms in a fraction of the time.
+
+    Parameters
+    ----------
+    positions : shape (n_frames, n_atoms, 3), nm
+    pairs : shape (n_pairs, 2)
+
+    Returns
+    -------
+    shape (n_pairs, n_frames), nm
+    """
+    if box_vectors is not None:
+        return pair_lengths(positions, pairs, box_vectors).T
+    by_axis = np.ascontiguousarray(positions.transpose(2, 1, 0))  # frames next to each other
+    square = np.zeros((len(pairs), len(positions)))
+    for x in by_axis:
+        r = x[pairs[:, 1]]
+        r -= x[pairs[:, 0]]
+        r *= r
+        square += r
+    lengths: NDArray[np.float64] = np.sqrt(square, out=square)
+    return lengths
 
 
 def unbonded_pairs(n_atoms: int, bonds: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -153,52 +205,51 @@ class IncidentScan:
 
         A bond that only the simulation itself has seen broken is there too.
         """
+        key = ("incidents", id(self.system), index, self.run.replica(index).n_frames)
+        _, broken, new = self.run.kept.of(key, _INCIDENT_BYTES, lambda: self._looked(index))
+        return list(broken), list(new)
+
+    def _looked(self, index: int) -> tuple[MolecularSystem, list[Incident], list[Incident]]:
+        """The system, which what is kept belongs to, and the incidents of a replica in it."""
         replica = self.run.replica(index)
         sample = Sample(index, replica, replica.n_frames)
-        broken, new = self._broken(sample), self._new(sample)
+        broken, new = self._in_frames(sample)
         event = self.run.events.get(index)
         if event is not None and event.kind not in CRASH_KINDS:
             atoms = (min(event.atoms[:2]), max(event.atoms[:2])) if len(event.atoms) > 1 else ()
             if atoms not in {item.atoms for item in broken}:
                 broken.append(from_event(index, event))
-        return sorted(broken, key=_by_time), sorted(new, key=_by_time)
+        return self.system, sorted(broken, key=_by_time), sorted(new, key=_by_time)
 
-    def _broken(self, sample: Sample) -> list[Incident]:
-        bonds, box = self.system.bonds, self.system.box_vectors
-        if not len(bonds):
-            return []
-        size = max(1, _PIECE_NUMBERS // (3 * max(len(bonds), len(self.names))))
-        flags = (
-            np.abs(pair_lengths(piece["positions"], bonds, box) - self.rest) > BOND_LIMIT_NM
-            for piece in stretches(sample, size, ("positions",))
-        )
-        columns, frames = first_lasting(flags, frames_longer_than(BOND_TIME_PS, self.run.dt_ps))
-        return [
-            _incident(sample, bonds[column], int(frame), self.names, self.rest[column], box)
-            for column, frame in zip(columns, frames, strict=True)
-        ]
-
-    def _new(self, sample: Sample) -> list[Incident]:
-        pairs, box = self.pairs, self.system.box_vectors
-        if not len(pairs):
-            return []
+    def _in_frames(self, sample: Sample) -> tuple[list[Incident], list[Incident]]:
+        bonds, pairs, box = self.system.bonds, self.pairs, self.system.box_vectors
         every = max(1, round(_LOOK_PS / self.run.dt_ps))
-        size = max(1, _PIECE_NUMBERS // (3 * len(pairs))) * every
-
-        def flags() -> Iterator[NDArray[np.bool_]]:
-            seen = 0
-            for piece in stretches(sample, size, ("positions",)):
-                looked_at = piece["positions"][(-seen) % every :: every]
-                seen += len(piece["positions"])
-                if len(looked_at):
-                    yield pair_lengths(looked_at, pairs, box) < self.contact
-
-        enough = frames_longer_than(BOND_TIME_PS, self.run.dt_ps * every)
-        columns, looks = first_lasting(flags(), enough)
-        return [
-            _incident(sample, pairs[column], int(look) * every, self.names, None, box)
-            for column, look in zip(columns, looks, strict=True)
+        stretched = Streaks(frames_longer_than(BOND_TIME_PS, self.run.dt_ps))
+        close = Streaks(frames_longer_than(BOND_TIME_PS, self.run.dt_ps * every))
+        at_a_time = _PIECE_NUMBERS // 3
+        size = max(1, at_a_time // max(len(bonds), len(self.names)))
+        size = min(size, max(1, at_a_time // max(1, len(pairs))) * every)
+        rest, contact = self.rest[:, None], self.contact[:, None]
+        seen = 0
+        for piece in stretches(sample, size, ("positions",)):
+            positions = piece["positions"]
+            if len(bonds):
+                off = lengths_by_pair(positions, bonds, box)
+                off -= rest
+                stretched.add((np.abs(off, out=off) > BOND_LIMIT_NM).T)
+            looked_at = positions[(-seen) % every :: every]
+            seen += len(positions)
+            if len(pairs) and len(looked_at):
+                close.add((lengths_by_pair(looked_at, pairs, box) < contact).T)
+        broken = [
+            _incident(sample, bonds[column], int(frame), self.names, self.rest[column], box)
+            for column, frame in zip(*stretched.found(), strict=True)
         ]
+        new = [
+            _incident(sample, pairs[column], int(look) * every, self.names, None, box)
+            for column, look in zip(*close.found(), strict=True)
+        ]
+        return broken, new
 
 
 def _by_time(item: Incident) -> float:
@@ -240,7 +291,8 @@ def _incident(
     rest_nm: float | None,
     box_vectors: NDArray[np.float64] | None,
 ) -> Incident:
-    time, positions = _frame(sample, frame)
+    found = sample.replica.frames([frame], ("time", "positions"))
+    time, positions = float(found["time"][0]), found["positions"][0]
     length = float(pair_lengths(positions[None], pair[None], box_vectors)[0, 0])
     i, j = int(pair[0]), int(pair[1])
     angstrom = length * ANGSTROM_PER_NM
@@ -250,16 +302,6 @@ def _incident(
         at_rest = rest_nm * ANGSTROM_PER_NM
         what = f"bond {names[i]}-{names[j]} at {angstrom:.2f} angstrom ({at_rest:.2f} at rest)"
     return Incident(sample.index, (i, j), frame, time, length, what)
-
-
-def _frame(sample: Sample, frame: int) -> tuple[float, NDArray[np.float64]]:
-    """Time and positions of one frame; the others do not stay in memory."""
-    first = 0
-    for piece in stretches(sample, _FRAMES_AT_ONCE, ("time", "positions")):
-        if frame < first + len(piece["time"]):
-            return float(piece["time"][frame - first]), piece["positions"][frame - first]
-        first += len(piece["time"])
-    raise AnalysisError(f"replica {sample.index} has {first} frames, no frame {frame}")
 
 
 def from_event(replica: int, event: Event) -> Incident:

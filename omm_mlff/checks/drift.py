@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from omm_mlff.rundir import RunRecord
 
 _PIECE = 4096
+_BYTES_PER_NUMBER = 8
 
 DRIFT = Declaration(
     "nve.drift", "sampled", "meV/atom/ps", "slope of Verlet's shadow energy, mean", "drift"
@@ -145,7 +146,14 @@ def slope(time: NDArray[np.float64], values: NDArray[np.float64]) -> float:
 
 
 def energies(run: RunRecord, sample: Sample) -> EnergyRecord:
-    """Total and shadow energy of one replica, read piece by piece."""
+    """Total and shadow energy of one replica; several checks ask for them."""
+    numbers = 3 * _BYTES_PER_NUMBER * sample.n_frames
+    key = ("energies", sample.index, sample.n_frames)
+    return run.kept.of(key, numbers, lambda: _energies(run, sample))
+
+
+def _energies(run: RunRecord, sample: Sample) -> EnergyRecord:
+    """The same, read piece by piece."""
     fields = ("time", "potential_energy", "kinetic_energy", "velocities", "forces")
     times, totals, shadows = [], [], []
     first = last = float("nan")
@@ -160,9 +168,10 @@ def energies(run: RunRecord, sample: Sample) -> EnergyRecord:
         shadows.append(shadow_energy(total, piece["velocities"], piece["forces"], run.masses, dt))
         times.append(piece["time"][1:-1])
         totals.append(total[1:-1])
-    return EnergyRecord(
-        np.concatenate(times), np.concatenate(totals), np.concatenate(shadows), first, last
-    )
+    series = [np.concatenate(parts) for parts in (times, totals, shadows)]
+    for array in series:
+        array.flags.writeable = False
+    return EnergyRecord(series[0], series[1], series[2], first, last)
 
 
 def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:

@@ -109,6 +109,8 @@ def stretches(
 ) -> Iterator[dict[str, NDArray[np.float64]]]:
     """The frames of a sample piece by piece, so that memory does not grow with a run's length.
 
+    What is yielded is not to be written to.
+
     Parameters
     ----------
     n_frames : at most so many new frames in a piece
@@ -117,8 +119,8 @@ def stretches(
     """
     seen = 0
     tail: dict[str, NDArray[np.float64]] | None = None
-    for chunk in sample.replica.chunks(n_frames):
-        wanted = min(len(chunk["time"]), sample.n_frames - seen)
+    for chunk in sample.replica.chunks(n_frames, fields):
+        wanted = min(len(chunk[fields[0]]), sample.n_frames - seen)
         if wanted <= 0:
             return
         seen += wanted

@@ -163,7 +163,7 @@ def work_defect(
     shape (..., n_frames - 1), kJ/mol
     """
     mean_force = 0.5 * (forces[..., 1:, :, :] + forces[..., :-1, :, :])
-    work = (mean_force * np.diff(positions, axis=-3)).sum(axis=(-2, -1))
+    work = np.einsum("...ax,...ax->...", mean_force, np.diff(positions, axis=-3))
     defect: NDArray[np.float64] = np.diff(energies, axis=-1) + work
     return defect
 
@@ -186,10 +186,20 @@ def roughness(
     """
     n = max(0, len(energies) - _WINDOW + 1)
     defect = work_defect(positions, energies, forces)
-    energy = sum(weight * defect[i : i + n] for i, weight in enumerate(_FOURTH))
-    force = sum(weight * forces[i : i + n] for i, weight in enumerate(_FIFTH))
-    largest = np.sqrt((np.asarray(force) ** 2).sum(axis=-1)).max(axis=-1)
-    return {"energy": np.abs(np.asarray(energy)), "force": largest}
+    energy, force = _weighted(defect, _FOURTH, n), _weighted(forces, _FIFTH, n)
+    square = force[..., 0] ** 2 + force[..., 1] ** 2 + force[..., 2] ** 2
+    return {"energy": np.abs(energy), "force": np.sqrt(square.max(axis=-1))}
+
+
+def _weighted(
+    values: NDArray[np.float64], weights: NDArray[np.float64], n: int
+) -> NDArray[np.float64]:
+    """Sum of `n` consecutive values with weights, at every start; first axis the time."""
+    total: NDArray[np.float64] = weights[0] * values[:n]
+    part = np.empty_like(total)
+    for i, weight in enumerate(weights[1:], start=1):
+        total += np.multiply(values[i : i + n], weight, out=part)
+    return total
 
 
 def along_runs(runs: Sequence[RunRecord]) -> list[Segment]:

@@ -63,8 +63,8 @@ def momentum_fraction(
     -------
     shape (n_frames,), 0 where nothing moves
     """
-    total = np.linalg.norm(np.einsum("fax,a->fx", velocities, masses), axis=1)
-    scale = np.linalg.norm(velocities, axis=2) @ masses
+    total = _norm(np.einsum("fax,a->fx", velocities, masses))
+    scale = _norm(velocities) @ masses
     return np.asarray(np.divide(total, scale, out=np.zeros_like(total), where=scale != 0.0))
 
 
@@ -84,9 +84,29 @@ def angular_momentum_fraction(
     """
     centre = np.einsum("fax,a->fx", positions, masses) / masses.sum()
     r = positions - centre[:, None]
-    total = np.linalg.norm(np.einsum("fax,a->fx", np.cross(r, velocities), masses), axis=1)
-    scale = (np.linalg.norm(r, axis=2) * np.linalg.norm(velocities, axis=2)) @ masses
+    total = _norm(np.einsum("fax,a->fx", _cross(r, velocities), masses))
+    scale = (_norm(r) * _norm(velocities)) @ masses
     return np.asarray(np.divide(total, scale, out=np.zeros_like(total), where=scale != 0.0))
+
+
+def _norm(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lengths of vectors, shape (..., 3); by components, since a loop over three is slow."""
+    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    square = x * x
+    square += y * y
+    square += z * z
+    length: NDArray[np.float64] = np.sqrt(square, out=square)
+    return length
+
+
+def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Vector product, shape (..., 3)."""
+    product = np.empty(np.shape(a))
+    for k in range(3):
+        i, j = (k + 1) % 3, (k + 2) % 3
+        np.multiply(a[..., i], b[..., j], out=product[..., k])
+        product[..., k] -= a[..., j] * b[..., i]
+    return product
 
 
 def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:

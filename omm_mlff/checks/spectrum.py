@@ -33,6 +33,7 @@ All of it is information: frequencies that have a reference are judged by `vibra
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,16 +146,15 @@ def highest_line(density: Density) -> tuple[float, float] | None:
     None where no maximum stands out.
     """
     from scipy.ndimage import gaussian_filter1d
-    from scipy.signal import find_peaks
 
     smooth = gaussian_filter1d(density.density, _SMOOTHING)
     first = int(np.searchsorted(density.wavenumber, LOWEST_PEAK_PER_CM))
     if not np.isfinite(smooth).all() or smooth[first:].max(initial=0.0) <= 0.0:
         return None
-    peaks, _ = find_peaks(smooth[first:], prominence=_PROMINENCE * smooth[first:].max())
-    if not len(peaks):
+    peak = last_peak(smooth[first:], _PROMINENCE * float(smooth[first:].max()))
+    if peak is None:
         return None
-    top = first + int(peaks[-1])
+    top = first + peak
     half = 0.5 * smooth[top]
     below, above = np.flatnonzero(smooth[:top] < half), np.flatnonzero(smooth[top:] < half)
     low = int(below[-1]) if len(below) else 0
@@ -166,6 +166,33 @@ def highest_line(density: Density) -> tuple[float, float] | None:
     weight = density.density[band]
     centroid = float((density.wavenumber[band] * weight).sum() / weight.sum())
     return centroid, (right - left) * density.spacing
+
+
+def last_peak(values: NDArray[np.float64], prominence: float) -> int | None:
+    """The last local maximum that stands out by so much; of a flat top the middle.
+
+    A maximum stands out by its height above the higher of the two lowest points that have to be
+    passed, to the left and to the right, before the values are higher or end.
+
+    Parameters
+    ----------
+    values : shape (n,), finite
+    """
+    steps = np.flatnonzero(np.diff(values))  # the last point of each level but the last level
+    begins = np.concatenate(([0], steps + 1))
+    ends = np.concatenate((steps, [len(values) - 1]))
+    level = values[begins]
+    above = (level[1:-1] > level[:-2]) & (level[1:-1] > level[2:])
+    tops = np.flatnonzero(above & (level[1:-1] >= level.min() + prominence)) + 1
+    for top in tops[::-1]:
+        height = level[top]
+        higher = np.flatnonzero(level > height)
+        before, after = higher[higher < top], higher[higher > top]
+        left = level[before[-1] if len(before) else 0 : top].min()
+        right = level[top + 1 : after[0] + 1 if len(after) else len(level)].min()
+        if height - max(left, right) >= prominence:
+            return int((begins[top] + ends[top]) // 2)
+    return None
 
 
 def _crossing(outside: float, inside: float, height: float) -> float:
@@ -212,12 +239,13 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
         reason = "no line stands out of the spectrum"
         return found + [absent(row, where, reason) for row in (PEAK, WIDTH)]
 
-    def part_of_line(which: int) -> Estimate:
-        def statistic(rows: NDArray[np.int64]) -> float:
-            other = highest_line(Density(wavenumber, by_replica[rows].mean(axis=0)))
-            return (other or line)[which]
+    @functools.cache
+    def of_replicas(rows: tuple[int, ...]) -> tuple[float, float]:
+        some = by_replica[list(rows)].mean(axis=0)
+        return highest_line(Density(wavenumber, some)) or line
 
-        return jackknife(statistic, replicas)
+    def part_of_line(which: int) -> Estimate:
+        return jackknife(lambda rows: of_replicas(tuple(rows.tolist()))[which], replicas)
 
     at = part_of_line(0)
     true = without_verlet_shift(at.value, run.spec.timestep_fs * PS_PER_FS)

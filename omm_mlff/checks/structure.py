@@ -1,10 +1,10 @@
 """Does the molecule keep its shape?
 
-MDTraj reads the run's own files. *RMSD*: from the system's structure after the best superposition,
-all atoms, mean over the second half; for information, since a flexible molecule is right to move.
-*Bond shift*: over all bonds, the largest difference between a bond's mean length in the run and
-in the reference frames taken at the nearest temperature. *Bond spread*: the largest standard
-deviation of a bond's length over the frames.
+MDTraj superposes and measures the frames that are looked at. *RMSD*: from the system's structure
+after the best superposition, all atoms, mean over the second half; for information, since a
+flexible molecule is right to move. *Bond shift*: over all bonds, the largest difference between a
+bond's mean length in the run and in the reference frames taken at the nearest temperature. *Bond
+spread*: the largest standard deviation of a bond's length over the frames.
 
 The interval of a bond's shift adds in quadrature the error over replicas and the error over the
 blocks of reference frames. The bond is chosen as the largest, which biases a shift made of noise
@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
-from omm_mlff.checks.frames import Sample, in_words, none_lasted, usable_replicas
+from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
 from omm_mlff.checks.intervals import (
     Estimate,
     blocks_of_frames,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from omm_mlff.rundir import RunRecord
 
 _LOOK_PS = 5.0 * PS_PER_FS  # lengths and shapes are correlated over this; fewer frames to read
+_PIECE_NUMBERS = 400_000  # atoms in the frames that are read at a time
 
 RMSD = Declaration(
     "structure.rmsd", "info", "angstrom", "from the system's structure, second half", "structure"
@@ -74,12 +76,10 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     every = max(1, round(_LOOK_PS / run.dt_ps))
     rmsd, means, spreads = [], [], []
     for sample in samples:
-        trajectory = _trajectory(sample, every)
-        rmsd.append(_rmsd(trajectory, system)[len(trajectory) // 2 :].mean() * ANGSTROM_PER_NM)
-        if len(system.bonds):
-            lengths = _bond_lengths(trajectory, system)
-            means.append(lengths.mean(axis=0))
-            spreads.append(lengths.std(axis=0))
+        shape = _shape(sample, every, system)
+        rmsd.append(shape.rmsd[len(shape.rmsd) // 2 :].mean() * ANGSTROM_PER_NM)
+        means.append(shape.bond_means)
+        spreads.append(shape.bond_spreads)
     found = [sampled(RMSD, mean_over_replicas(np.array(rmsd)), where, cause)]
     if not len(system.bonds):
         reason = f"system {system.name!r} has no bonds"
@@ -136,19 +136,51 @@ def bond_shift(
     return t_estimate(abs(float(shifts[bond])), error, dof, n_samples), bond
 
 
-def _trajectory(sample: Sample, every: int) -> Any:
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """One replica.
+
+    Attributes
+    ----------
+    rmsd : shape (n_looks,), nm
+    bond_means, bond_spreads : shape (n_bonds,), angstrom
+    """
+
+    rmsd: NDArray[np.float64]
+    bond_means: NDArray[np.float64]
+    bond_spreads: NDArray[np.float64]
+
+
+def _shape(sample: Sample, every: int, system: MolecularSystem) -> _Shape:
+    """Shape and bond lengths of one replica, a piece of it in memory at a time."""
     import mdtraj
 
-    trajectory = mdtraj.load([str(path) for path in sample.replica.files])
-    return trajectory[: sample.n_frames : every]
+    target = mdtraj.Trajectory(system.positions[None], None)
+    rmsd = []
+    mean, square = np.zeros(len(system.bonds)), np.zeros(len(system.bonds))
+    seen = n_looks = 0
+    for piece in stretches(sample, max(every, _PIECE_NUMBERS // system.n_atoms), ("positions",)):
+        positions = piece["positions"][(-seen) % every :: every]
+        seen += len(piece["positions"])
+        n = len(positions)
+        if not n:
+            continue
+        trajectory = mdtraj.Trajectory(positions, None)
+        trajectory.unitcell_vectors = _repeated(system.box_vectors, n)
+        rmsd.append(mdtraj.rmsd(trajectory, target).astype(np.float64))
+        if len(system.bonds):
+            lengths = _bond_lengths(trajectory, system)
+            here = lengths.mean(axis=0)
+            # Chan, Golub & LeVeque, Am. Stat. 37, 242 (1983): variances of two parts joined
+            part = n / (n_looks + n)
+            square += ((lengths - here) ** 2).sum(axis=0) + (here - mean) ** 2 * n_looks * part
+            mean += (here - mean) * part
+        n_looks += n
+    return _Shape(np.concatenate(rmsd), mean, np.sqrt(square / n_looks))
 
 
-def _rmsd(trajectory: Any, system: MolecularSystem) -> NDArray[np.float64]:
-    import mdtraj
-
-    target = mdtraj.Trajectory(system.positions[None], trajectory.topology)
-    rmsd: NDArray[np.float64] = mdtraj.rmsd(trajectory, target).astype(np.float64)
-    return rmsd
+def _repeated(box_vectors: NDArray[np.float64] | None, n: int) -> NDArray[np.float64] | None:
+    return None if box_vectors is None else np.tile(box_vectors, (n, 1, 1))
 
 
 def _bond_lengths(trajectory: Any, system: MolecularSystem) -> NDArray[np.float64]:

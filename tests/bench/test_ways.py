@@ -45,10 +45,9 @@ def test_ase_goes_where_openmm_goes(water):
     assert np.abs(there - here).max() < 0.2 * moved
 
 
-def test_a_recorded_block_leaves_nothing_behind(water):
+def test_a_recorded_way_leaves_nothing_behind(water):
     way = Recorded(load_potential("ultra-tiny"), water, *WHERE, name="recorded", n_replicas=3)
     assert way.run(300) > 0.0
-    assert list(way.folder.iterdir()) == []
     folder = way.folder
     way.close()
     assert not folder.exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from springs import molecule
 
+from omm_mlff.kept import Kept
 from omm_mlff.raising import Tally
+from omm_mlff.rundir import FIELDS
 from omm_mlff.schema import (
     Measurement,
     MolecularSystem,
@@ -51,9 +53,12 @@ class FakeReplica:
     def __getattr__(self, name: str):
         return self.arrays[name]
 
-    def chunks(self, n_frames: int):
+    def chunks(self, n_frames: int, fields=FIELDS):
         for start in range(0, self.n_frames, n_frames):
-            yield {name: array[start : start + n_frames] for name, array in self.arrays.items()}
+            yield {name: self.arrays[name][start : start + n_frames] for name in fields}
+
+    def frames(self, indices, fields=FIELDS):
+        return {name: self.arrays[name][list(indices)] for name in fields}
 
 
 class FakeRun:
@@ -79,6 +84,7 @@ class FakeRun:
             record_stride=stride,
         )
         self.dt_ps = timestep_fs * stride * 1e-3
+        self.kept = Kept()
 
     def replica(self, index: int):
         return self._replicas[index]

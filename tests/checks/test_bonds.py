@@ -7,10 +7,11 @@ import pytest
 from checks.fakes import WATER, FakeReplica, FakeRun, by_name, card, water
 from springs import molecule
 
-from omm_mlff.checks import bonds
+from omm_mlff.checks import bonds, survival
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.intervals import garwood
 from omm_mlff.schema import Event
+from omm_mlff.watch import pair_lengths
 
 N_FRAMES = 400
 
@@ -125,3 +126,44 @@ def test_unbonded_pairs_are_all_pairs_but_the_bonds() -> None:
     pairs = bonds.unbonded_pairs(4, np.array([[0, 1], [2, 3]]))
     assert pairs.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
     assert len(bonds.unbonded_pairs(3, np.empty((0, 2), dtype=np.int64))) == 3
+
+
+def test_lasting_columns_are_those_of_a_frame_by_frame_count_however_the_frames_are_cut() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(200):
+        n, enough = int(random.integers(1, 60)), int(random.integers(1, 8))
+        flags = random.random((n, 4)) < random.choice([0.3, 0.7, 0.95])
+        expected = {}
+        for column in range(4):
+            streak = 0
+            for frame in range(n):
+                streak = streak + 1 if flags[frame, column] else 0
+                if streak == enough and column not in expected:
+                    expected[column] = frame - enough + 1
+        cuts = np.sort(random.integers(0, n + 1, 3))
+        columns, began = bonds.first_lasting(iter(np.split(flags, cuts)), enough)
+        assert dict(zip(columns.tolist(), began.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("box", [None, np.diag([0.3, 0.4, 0.5])])
+def test_lengths_by_pair_are_pair_lengths_to_the_last_bit(box) -> None:
+    random = np.random.default_rng(4)
+    positions = random.normal(size=(7, 5, 3))
+    pairs = np.array([[0, 1], [4, 2], [3, 0]])
+    found = bonds.lengths_by_pair(positions, pairs, box)
+    np.testing.assert_array_equal(found, pair_lengths(positions, pairs, box).T)
+
+
+def test_bonds_are_looked_for_once_for_all_checks_of_a_run(monkeypatch) -> None:
+    looks = []
+    original = bonds.lengths_by_pair
+    monkeypatch.setattr(
+        bonds, "lengths_by_pair", lambda *given: looks.append(1) or original(*given)
+    )
+    run = FakeRun([FakeReplica(3, 5e-4, positions=trajectory())], water().masses)
+    evidence = Evidence(water(), card(), (run,))
+    bonds.CHECK.measure(evidence)
+    n_looks = len(looks)
+    assert n_looks > 0
+    survival.CHECK.measure(evidence)
+    assert len(looks) == n_looks

@@ -74,3 +74,16 @@ def test_a_box_has_no_angular_momentum_to_conserve() -> None:
     found = measured(positions, np.ones((4, 3, 3)), box)
     assert "periodic" in found["nve.angular_momentum"].not_applicable
     assert found["nve.momentum"].value == pytest.approx(1.0)
+
+
+def test_fractions_are_those_of_the_formula_to_rounding() -> None:
+    random = np.random.default_rng(6)
+    x, v = random.normal(size=(2, 50, 3, 3))
+    r = x - (x * MASSES[:, None]).sum(1, keepdims=True) / MASSES.sum()
+    m = MASSES[:, None]
+    of_all = np.linalg.norm((m * np.cross(r, v)).sum(1), axis=1)
+    most = (MASSES * np.linalg.norm(r, axis=2) * np.linalg.norm(v, axis=2)).sum(1)
+    found = momentum.angular_momentum_fraction(x, v, MASSES)
+    np.testing.assert_allclose(found, of_all / most, rtol=1e-12)
+    straight = np.linalg.norm((m * v).sum(1), axis=1) / (MASSES * np.linalg.norm(v, axis=2)).sum(1)
+    np.testing.assert_allclose(momentum.momentum_fraction(v, MASSES), straight, rtol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checks.fakes import FakeReplica, FakeRun, by_name, card, water
+from scipy.signal import find_peaks
 
 from omm_mlff.checks import spectrum
 from omm_mlff.checks.base import Evidence
@@ -75,6 +76,20 @@ def test_a_decaying_vibration_has_the_width_of_its_decay() -> None:
     line = spectrum.highest_line(density)
     assert line is not None
     assert line[1] == pytest.approx(rate * INVERSE_CM_PER_RADIAN_PER_PS, rel=0.1)
+
+
+def test_the_last_peak_is_that_of_another_program() -> None:
+    random = np.random.default_rng(5)
+    found = 0
+    for k in range(600):
+        n = int(random.integers(1, 60))
+        values = random.integers(0, 6, n).astype(float) if k % 2 else random.normal(size=n).cumsum()
+        for prominence in (0.5, 1.0, 2.5):
+            theirs, _ = find_peaks(values, prominence=prominence)
+            ours = spectrum.last_peak(values, prominence)
+            assert ours == (int(theirs[-1]) if len(theirs) else None)
+            found += ours is not None
+    assert found > 500
 
 
 @pytest.mark.parametrize("n_frames", [1000, 1001])

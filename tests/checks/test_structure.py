@@ -122,3 +122,15 @@ def test_bond_spread_is_the_standard_deviation_of_the_widest_bond(tmp_path: Path
 def test_without_reference_frames_a_shift_is_not_applicable(tmp_path: Path) -> None:
     row = measured(tmp_path, [stretched(0.0)] * 2)["structure.bond_shift"]
     assert "no reference frames" in row.not_applicable
+
+
+def test_pieces_of_any_size_give_the_same_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(tmp_path / "whole", [stretched(0.01, 0.004)] * 2)
+    monkeypatch.setattr(structure, "_PIECE_NUMBERS", 3 * 37)
+    pieces = measured(tmp_path / "pieces", [stretched(0.01, 0.004)] * 2)
+    for name, row in whole.items():
+        if row.value is not None:
+            assert pieces[name].value == pytest.approx(row.value, rel=1e-6)
+    assert pieces["structure.bond_spread"].value == pytest.approx(0.04, rel=0.05)
