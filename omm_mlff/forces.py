@@ -61,8 +61,15 @@ class Ring:
         self.energies = np.empty((n_frames, n_replicas))
         self.forces = np.empty((n_frames, n_replicas, n_atoms, 3))
         self.positions = np.empty((n_frames, n_replicas, n_atoms, 3))
-        self._flat_forces = self.forces.reshape(n_frames, -1, 3)
-        self._flat_positions = self.positions.reshape(n_frames, -1, 3)
+        # Frame by frame, as what is evaluated comes.
+        self._rows = list(
+            zip(
+                torch.from_numpy(self.energies).unbind(0),
+                torch.from_numpy(self.forces.reshape(n_frames, -1, 3)).unbind(0),
+                torch.from_numpy(self.positions.reshape(n_frames, -1, 3)).unbind(0),
+                strict=True,
+            )
+        )
 
     def empty(self, *, unmasked: bool) -> None:
         """Begin anew."""
@@ -71,12 +78,28 @@ class Ring:
 
     def keep(self, energies: Tensor, forces: Tensor, positions: Tensor) -> None:
         """The next evaluation, which is on the host."""
+        row = self._next()
+        if row is not None:
+            for kept, came in zip(row, (energies, forces, positions), strict=True):
+                kept.copy_(came)
+
+    def place(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keeps the positions of the next evaluation; where its energies and forces are to go.
+
+        None where there is no room, or where everything that is evaluated is not wanted as it is.
+        """
+        if not self.unmasked or positions.dtype != torch.float64:
+            return None
+        row = self._next()
+        if row is None:
+            return None
+        row[2].copy_(positions)
+        return row[0], row[1]
+
+    def _next(self) -> tuple[Tensor, Tensor, Tensor] | None:
         k = self.n_received
         self.n_received += 1
-        if k < self.n_frames:
-            self.energies[k] = energies.numpy()
-            self._flat_forces[k] = forces.numpy()
-            self._flat_positions[k] = positions.numpy()
+        return self._rows[k] if k < self.n_frames else None
 
 
 class Tap:
@@ -118,13 +141,9 @@ class Tap:
         Every write stays on the device, into memory that is owned here, so that a captured CUDA
         graph repeats it.
         """
-        self.n_launches += 1
         if self.energies.device != energies.device:
             self._move_to(energies.device)
-        if self._on_device is not None:
-            self._on_device.add_(1)
-        else:
-            self._on_host += 1
+        self.count()
         if self.ring is not None and energies.device.type == "cpu":
             self.ring.keep(energies, forces, positions)
             if self.ring.unmasked:
@@ -154,6 +173,14 @@ class Tap:
         """
         everything = float(self.energies.numpy().sum()) + float(self.forces.numpy().sum())
         return math.isfinite(everything) and bool(self.alive.numpy().all())
+
+    def count(self) -> None:
+        """One more evaluation; on a device it is counted there, where a replay counts it too."""
+        self.n_launches += 1
+        if self._on_device is not None:
+            self._on_device.add_(1)
+        else:
+            self._on_host += 1
 
     def freeze(self, replica: int) -> None:
         """Mask one replica from the next evaluation on."""
@@ -198,8 +225,13 @@ def _register_tap_op() -> Any:
         return _taps[handle].receive(energies.detach(), forces.detach(), positions.detach())
 
     def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        x = positions.detach()
-        energies, forces = _taps[handle].receive(*evaluate_molecules(student, x), x)
+        tap, x = _taps[handle], positions.detach()
+        place = None if tap.ring is None else tap.ring.place(x)
+        if place is not None:
+            tap.count()
+            energies, forces = evaluate_molecules(student, x, place)
+        else:
+            energies, forces = tap.receive(*evaluate_molecules(student, x), x)
         return energies.sum(), forces
 
     library.impl("tap", tap, "CompositeExplicitAutograd")

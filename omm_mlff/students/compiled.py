@@ -117,15 +117,18 @@ def compiled_engine(
     return CompiledBoxEngine(scripted)
 
 
-def evaluate_molecules(handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_molecules(
+    handle: int, positions: Tensor, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """What the op of a `CompiledMoleculeEngine` computes, for another op that does more with it.
 
     Parameters
     ----------
     handle : the engine's
     positions : on the host
+    out : where float64 energies and forces go, for float64 positions; new memory by default
     """
-    return _works[handle].molecules(positions)
+    return _works[handle].molecules(positions, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +141,12 @@ class _Work:
     n_copies: int
     reference_kjmol: float
 
-    def molecules(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def molecules(
+        self, positions: Tensor, out: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         x = positions.to(torch.float64).contiguous()
         energies, forces = self.model.molecules(
-            self.species_index, x, self.n_copies, kernel_threads()
+            self.species_index, x, self.n_copies, kernel_threads(), out
         )
         energies += self.reference_kjmol
         return energies, forces.to(positions.dtype)

@@ -81,7 +81,12 @@ class KernelModel:
         weakref.finalize(self, self._library.omm_mlff_forget, self._handle)
 
     def molecules(
-        self, species_index: NDArray[np.int32], positions: Tensor, n_copies: int, n_threads: int
+        self,
+        species_index: NDArray[np.int32],
+        positions: Tensor,
+        n_copies: int,
+        n_threads: int,
+        out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Copies of one molecule in vacuum.
 
@@ -89,6 +94,7 @@ class KernelModel:
         ----------
         species_index : shape (n_atoms,), rows of the embedding, of one copy
         positions : shape (n_copies * n_atoms, 3), float64, nm, contiguous, on the host
+        out : where energies and forces go, as they are returned; new memory by default
 
         Returns
         -------
@@ -96,8 +102,9 @@ class KernelModel:
             where a position is not finite
         forces : shape of `positions`, float64, kJ/mol/nm
         """
-        energies = torch.empty(n_copies, dtype=torch.float64)
-        forces = torch.empty_like(positions)
+        if out is None:
+            out = torch.empty(n_copies, dtype=torch.float64), torch.empty_like(positions)
+        energies, forces = out
         status = self._molecules(
             self._handle,
             len(species_index),
