@@ -330,6 +330,7 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, A
         "platform": first.get("platform"),
         "precision": first.get("precision"),
         "force": first.get("force"),
+        "engine": first.get("engine"),
         "recording": first.get("recording"),
         "seed": campaign.seed,
         "runs": {

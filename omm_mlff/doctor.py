@@ -112,6 +112,7 @@ def examine(folder: Path, time_limit_s: float = TIME_LIMIT_S) -> Iterator[Diagno
         *(Probe(f"TorchForce on {name}", look_at_torch_force, (name,), True) for name in names),
         Probe("PythonForce", look_at_python_force, isolated=True),
         Probe("checkpoints", look_at_checkpoints, isolated=True),
+        Probe("compiled engine", look_at_compiled_engine, isolated=True),
         Probe("systems", look_at_systems, isolated=True),
         Probe("disk", look_at_disk, (str(folder),)),
     ]
@@ -539,6 +540,26 @@ def look_at_checkpoints() -> list[Diagnosis]:
         count = sum(parameter.numel() for parameter in student.parameters())
         diagnoses.append(Diagnosis(f"checkpoint {name}", "ok", f"loads, {count:,} parameters"))
     return diagnoses
+
+
+def look_at_compiled_engine() -> list[Diagnosis]:
+    """Whether a student runs compiled: builds the kernel if need be, and holds it against torch."""
+    import torch
+
+    from omm_mlff.students.checkpoint import load_student
+    from omm_mlff.students.engine import build_engine
+    from omm_mlff.students.kernel.build import find_compiler
+
+    water = torch.tensor([8, 1, 1])
+    try:
+        for name in shipped_names("checkpoints", "card.json"):
+            build_engine(load_student(name), water, periodic=False, engine="compiled")
+        return [
+            Diagnosis("compiled engine", "ok", f"agrees with torch; built by {find_compiler()}")
+        ]
+    except OmmMlffError as error:
+        remedy = "install a C++ compiler (Debian, Ubuntu: apt-get install g++), or stay scripted"
+        return [Diagnosis("compiled engine", "warning", str(error), remedy)]
 
 
 def look_at_systems() -> list[Diagnosis]:

@@ -96,6 +96,9 @@ def _record(
     provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
     provenance["integrator"] = _integrator_provenance(spec)
     provenance["force"] = force
+    # The kernel of a compiled engine is for the host; on a device its scripted one computes.
+    on_host = platform_name in ("Reference", "CPU")
+    provenance["engine"] = getattr(potential, "built", "") if on_host else "scripted"
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))

@@ -377,3 +377,24 @@ def test_asking_the_doctor_imports_nothing_that_could_crash() -> None:
     code = "import sys, omm_mlff.doctor; sys.exit(bool({'torch', 'openmm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, check=False)
     assert done.returncode == 0
+
+
+def test_the_compiled_engine_is_tried_and_its_absence_is_a_warning(monkeypatch):
+    from collections import OrderedDict
+
+    from omm_mlff.doctor import look_at_compiled_engine
+    from omm_mlff.students.kernel import build
+
+    (found,) = look_at_compiled_engine()
+    assert (found.status, found.remedy) == ("ok", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build.library.cache_clear()
+    monkeypatch.setattr("omm_mlff.students.compiled._models", OrderedDict())
+    monkeypatch.setattr("omm_mlff.students.compiled._known", {})
+    try:
+        (found,) = look_at_compiled_engine()
+    finally:
+        build.library.cache_clear()
+    assert found.status == "warning"
+    assert "no C++ compiler here" in found.detail
+    assert "apt-get install g++" in found.remedy

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 130
+_LEAST_ERROR = 1.0e-3  # eV/angstrom
 _PARTS = ("model", "pairs", "python", "integrator", "recording")
 
 
@@ -130,9 +131,10 @@ def _scaling(scaling: list[dict[str, Any]]) -> Figure:
         time.loglog(sizes, steps, marker=marker, color=colour, label=label)
         held = [row["memory"].get("host_MiB") for row in growth["sizes"]]
         if None not in held:
-            memory.loglog(sizes, held, marker=marker, color=colour, label=growth["model"])
+            memory.plot(sizes, held, marker=marker, color=colour, label=growth["model"])
     time.set_ylabel("ms a step")
     memory.set_ylabel("peak memory of the process, MiB")
+    memory.set_ylim(bottom=0.0)
     for axes in (time, memory):
         axes.set_xlabel("atoms in a periodic box of water")
         if axes.has_data():
@@ -143,7 +145,11 @@ def _scaling(scaling: list[dict[str, Any]]) -> Figure:
 
 
 def _pareto(points: list[dict[str, Any]]) -> Figure:
-    """Force error against ms a step, one panel a system, with the front."""
+    """Force error against ms a step, one panel a system, with the front.
+
+    The method that made the labels has no error but rounding: it is drawn at the least error that
+    is worth drawing.
+    """
     systems = list(dict.fromkeys(row["system"] for row in points))
     figure = _empty(4.8 * min(3, len(systems)), 4.2 * -(-len(systems) // 3))
     grid = figure.subplots(-(-len(systems) // 3), min(3, len(systems)), squeeze=False)
@@ -155,7 +161,7 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
         front = [row for row in rows if not row["dominated_by"]]
         axes.step(
             [row["step_ms"] for row in front],
-            [row["force_rmse_eV_angstrom"] for row in front],
+            [_error(row) for row in front],
             where="post",
             color=GREY,
             linewidth=1.0,
@@ -165,15 +171,15 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
             i = names.index(row["potential"])
             axes.plot(
                 row["step_ms"],
-                row["force_rmse_eV_angstrom"],
+                _error(row),
                 marker=MARKERS[i % len(MARKERS)],
                 color=COLOURS[i % len(COLOURS)],
                 markersize=8,
                 linestyle="none",
             )
             axes.annotate(
-                row["potential"],
-                (row["step_ms"], row["force_rmse_eV_angstrom"]),
+                row["potential"].partition("?")[0],
+                (row["step_ms"], _error(row)),
                 xytext=(6, 6 if k % 2 else -12),
                 textcoords="offset points",
                 fontsize=8,
@@ -189,3 +195,7 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
     for axes in list(grid.flat)[len(systems) :]:
         axes.set_visible(False)
     return figure
+
+
+def _error(row: dict[str, Any]) -> float:
+    return max(_LEAST_ERROR, float(row["force_rmse_eV_angstrom"]))

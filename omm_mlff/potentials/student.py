@@ -25,6 +25,7 @@ from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
 from omm_mlff.students.engine import (
     MAX_COMPLETE_ATOMS,
     Engine,
+    Scripted,
     SubsetEngine,
     build_engine,
     is_compiled_here,
@@ -49,6 +50,10 @@ class StudentPotential:
     backend : which Force carries it
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
     cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`
+
+    Attributes
+    ----------
+    built : the engine that it last put into a System, "compiled" or "scripted"; empty before
     """
 
     repeatable = True
@@ -65,6 +70,7 @@ class StudentPotential:
         self.backend: Backend = backend
         self.engine: Engine = engine
         self.cuda_graphs = cuda_graphs
+        self.built = ""
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
@@ -141,6 +147,7 @@ class StudentPotential:
             n_copies=n_replicas,
             engine=self.engine,
         )
+        self.built = "scripted" if isinstance(engine, Scripted) else "compiled"
         graphs = self.cuda_graphs and not system.periodic and system.n_atoms <= MAX_COMPLETE_ATOMS
         force = make_force(
             engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graphs

@@ -162,6 +162,9 @@ class BoxEngine(nn.Module):
         return found[0], found[1], found[2]
 
 
+Scripted = MoleculeEngine | BoxEngine
+
+
 class SubsetEngine(nn.Module):
     """An engine that sees some of the atoms; there is no force on the others.
 
@@ -241,9 +244,7 @@ def _say_scripted(reason: str) -> None:
     log.warning("notice: students run scripted, several times slower: %s", reason)
 
 
-def _scripted(
-    student: Student, species: Tensor, periodic: bool, n_copies: int
-) -> MoleculeEngine | BoxEngine:
+def _scripted(student: Student, species: Tensor, periodic: bool, n_copies: int) -> Scripted:
     if not periodic and len(species) <= MAX_COMPLETE_ATOMS:
         return MoleculeEngine(student, species, n_copies)
     if n_copies > 1:

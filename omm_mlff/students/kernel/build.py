@@ -29,13 +29,12 @@ _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-pthread",
     "-shared",
     "-fPIC",
 )
-_OPTIONAL_FLAGS = ("-mprefer-vector-width=512",)
+_OPTIONAL_FLAGS = ("-mprefer-vector-width=512", "-march=native")
 """Left out where the compiler does not take them."""
 _TIMEOUT_S = 300
 
