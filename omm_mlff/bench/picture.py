@@ -151,9 +151,10 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
     is worth drawing.
     """
     systems = list(dict.fromkeys(row["system"] for row in points))
-    figure = _empty(4.8 * min(3, len(systems)), 4.2 * -(-len(systems) // 3))
-    grid = figure.subplots(-(-len(systems) // 3), min(3, len(systems)), squeeze=False)
     names = list(dict.fromkeys(row["potential"] for row in points))
+    width = max(6.4, 4.8 * min(3, len(systems)))
+    figure = _empty(width, 4.2 * -(-len(systems) // 3) + 0.25 * -(-len(names) // 4) + 0.2)
+    grid = figure.subplots(-(-len(systems) // 3), min(3, len(systems)), squeeze=False)
     for axes, system in zip(grid.flat, systems, strict=False):
         rows = sorted(
             (row for row in points if row["system"] == system), key=lambda r: float(r["step_ms"])
@@ -167,7 +168,7 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
             linewidth=1.0,
             linestyle="--",
         )
-        for k, row in enumerate(rows):
+        for row in rows:
             i = names.index(row["potential"])
             axes.plot(
                 row["step_ms"],
@@ -176,13 +177,7 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
                 color=COLOURS[i % len(COLOURS)],
                 markersize=8,
                 linestyle="none",
-            )
-            axes.annotate(
-                row["potential"].partition("?")[0],
-                (row["step_ms"], _error(row)),
-                xytext=(6, 6 if k % 2 else -12),
-                textcoords="offset points",
-                fontsize=8,
+                label=row["potential"],
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -194,6 +189,18 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(systems) :]:
         axes.set_visible(False)
+    named = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        [named[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncol=min(4, len(names)),
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 
