@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from omm_mlff.errors import KernelError
 from omm_mlff.students.engine import BoxEngine, MoleculeEngine
-from omm_mlff.students.kernel.model import KernelModel, kernel_numbers
+from omm_mlff.students.kernel.model import KernelModel, kernel_constants, kernel_numbers
 from omm_mlff.students.kernel.threads import kernel_threads
 from omm_mlff.students.student import Student
 from omm_mlff.units import (
@@ -187,8 +187,9 @@ def _work(student: Student, species: Tensor, n_copies: int, *, periodic: bool) -
 def _model(student: Student) -> tuple[str, KernelModel]:
     """The kernel's copy of a student, by its numbers: who trains on meets another one."""
     digest = hashlib.sha256(f"{student.config} {student.dtype}".encode())
-    for array in kernel_numbers(student):
+    for array in (kernel_constants(student), *kernel_numbers(student)):
         digest.update(array.tobytes())
+    digest.update(student.reference_energies.cpu().numpy().tobytes())
     key = digest.hexdigest()
     model = _models.get(key)
     if model is None:

@@ -223,11 +223,17 @@ def test_student_of_other_parts_is_refused() -> None:
         KernelModel(student)
 
 
-def test_changed_parameters_reach_the_next_engine() -> None:
+@pytest.mark.parametrize("part", ["network", "prior", "reference energies"])
+def test_changed_student_reaches_the_next_engine(part: str) -> None:
     student = random_student(SHAPES[0])
     x = scattered(len(SPECIES))
     before = compiled_engine(MoleculeEngine(student, SPECIES))(x)[0]
-    student.network.readout[2].weight.data *= 1.5
+    if part == "network":
+        student.network.readout[2].weight.data *= 1.5
+    elif part == "prior":
+        student.prior.coulomb *= 0.5
+    else:
+        student.reference_energies += 1.0
     scripted = MoleculeEngine(student, SPECIES)
     after = compiled_engine(scripted)(x)[0]
     assert abs(float(after - before)) > 1.0

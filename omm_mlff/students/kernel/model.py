@@ -62,7 +62,7 @@ class KernelModel:
             dtype=np.int32,
         )
         numbers = np.concatenate(list(kernel_numbers(student)))
-        constants = _constants(student)
+        constants = kernel_constants(student)
         make = self._library.omm_mlff_model
         make.restype, make.argtypes = _POINTER, [_INT, _POINTER, _POINTER, _POINTER]
         self._molecules = self._library.omm_mlff_molecules
@@ -180,7 +180,7 @@ def kernel_numbers(student: Student) -> Iterator[Floats]:
         yield _flat(tensors[f"{name}.bias"])
 
 
-def _constants(student: Student) -> Floats:
+def kernel_constants(student: Student) -> Floats:
     """What the kernel's Model is given beside parameters, in its order."""
     prior = student.prior
     cutoff = student.config.cutoff_angstrom
