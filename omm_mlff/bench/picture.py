@@ -189,7 +189,7 @@ def _pareto(points: list[dict[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(systems) :]:
         axes.set_visible(False)
-    named = {}
+    named: dict[str, Any] = {}
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
