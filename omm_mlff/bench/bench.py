@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from omm_mlff.bench import document as documents
+from omm_mlff.bench.analysis import LEAST_STEPS, MOST_S, run_and_analyse, steps_to_analyse
 from omm_mlff.bench.breakdown import breakdown
 from omm_mlff.bench.floor import floor
 from omm_mlff.bench.memory import peak_memory
@@ -24,6 +25,7 @@ from omm_mlff.bench.timing import (
     busy_now,
     inconclusive,
     load_per_core,
+    median,
     speedup,
     time_ways,
 )
@@ -70,6 +72,10 @@ class Effort:
     n_rounds: int = 9
     block_s: float = 0.4
 
+
+_ANALYSED_ROUNDS = 3
+_ANALYSED_BLOCKS = 20
+"""A run that is analysed goes on for about so many blocks."""
 
 QUICK = Effort(n_rounds=5, block_s=0.1)
 
@@ -243,6 +249,8 @@ class _Subject:
         }
         if isinstance(self.potential, StudentPotential):
             result |= self._student(self.potential, timings)
+        if RECORDED in timings:
+            result["analysis"] = self._analysis(timings[RECORDED])
         result["memory"] = self._memory(timings[UNRECORDED].n_replicas)
         return result, timings
 
@@ -268,14 +276,18 @@ class _Subject:
         plain = potential
         if isinstance(potential, StudentPotential):
             plain = StudentPotential(potential.student, potential.backend, "scripted")
-        yield Yardstick(plain, *where, name=YARDSTICK)
-        yield Yardstick(plain, *where, name=PLAIN, recorded=False)
+        too_much = plain.unsupported(system)  # a script may need memory that is not there
+        if too_much:
+            self.skipped += [{"way": name, "reason": too_much} for name in (YARDSTICK, PLAIN, ASE)]
+        else:
+            yield Yardstick(plain, *where, name=YARDSTICK)
+            yield Yardstick(plain, *where, name=PLAIN, recorded=False)
         yield Unrecorded(potential, *where, name=SINGLE)
         many = min(self.n_replicas, potential.max_replicas(system))
         yield Unrecorded(potential, *where, name=UNRECORDED, n_replicas=many)
         yield Recorded(potential, *where, name=RECORDED, n_replicas=many)
         if isinstance(potential, StudentPotential):
-            yield from self._elsewhere(potential, many)
+            yield from self._elsewhere(potential, many, scripted=not too_much)
         for other in self.others:
             reason = other.unsupported(system)
             if reason:
@@ -283,11 +295,13 @@ class _Subject:
             else:
                 yield Unrecorded(other, *where, name=other.spec)
 
-    def _elsewhere(self, potential: StudentPotential, many: int) -> Iterator[Way]:
+    def _elsewhere(
+        self, potential: StudentPotential, many: int, *, scripted: bool
+    ) -> Iterator[Way]:
         student, system = potential.student, self.system
-        makers: dict[str, Callable[[], Way]] = {
-            ASE: lambda: AseVerlet(student, system, name=ASE, engine="scripted"),
-        }
+        makers: dict[str, Callable[[], Way]] = {}
+        if scripted:
+            makers[ASE] = lambda: AseVerlet(student, system, name=ASE, engine="scripted")
         if not system.periodic:  # in a cell the calculator is scripted, for its stress
             makers[ASE_COMPILED] = lambda: AseVerlet(
                 student, system, name=ASE_COMPILED, engine="auto"
@@ -334,6 +348,36 @@ class _Subject:
         }
         self.say(f"{self.label}: where the time goes", 1, 1)
         return found
+
+    def _analysis(self, recorded: Timing) -> dict[str, Any]:
+        """How much faster a run is measured than it went."""
+        wanted = _ANALYSED_BLOCKS * self.effort.block_s
+        n_steps = steps_to_analyse(recorded.step.value, wanted)
+        if n_steps is None:
+            return {"reason": f"{LEAST_STEPS} steps would take more than {MOST_S:g} s"}
+        rows: list[tuple[float, float]] = []
+        for done in range(_ANALYSED_ROUNDS):
+            self.say(f"{self.label}: analysis", done, _ANALYSED_ROUNDS)
+            rows.append(
+                run_and_analyse(
+                    self.potential,
+                    self.system,
+                    self.platform,
+                    self.precision,
+                    n_replicas=recorded.n_replicas,
+                    n_steps=n_steps,
+                    seed=done + 1,
+                )
+            )
+        self.say(f"{self.label}: analysis", _ANALYSED_ROUNDS, _ANALYSED_ROUNDS)
+        runs, analyses = zip(*rows, strict=True)
+        return {
+            "n_steps": n_steps,
+            "n_replicas": recorded.n_replicas,
+            "run_s": documents.interval_row(median(runs)),
+            "analysis_s": documents.interval_row(median(analyses)),
+            "ratio": documents.interval_row(median([run / took for run, took in rows])),
+        }
 
     def _memory(self, n_replicas: int) -> dict[str, Any]:
         try:

@@ -96,6 +96,14 @@ def _result(result: dict[str, Any], out: Console) -> None:
             f"replica takes {least['ratio']:.2g} times that",
             highlight=False,
         )
+    analysis = result.get("analysis", {})
+    if "ratio" in analysis:
+        ratio = analysis["ratio"]
+        out.print(
+            f"  a recorded run of {analysis['n_steps']} steps is measured {ratio['value']:.3g} "
+            f"times faster than it went ({ratio['low']:.3g} to {ratio['high']:.3g})",
+            highlight=False,
+        )
     memory = result["memory"]
     if "host_MiB" in memory:
         device = (
