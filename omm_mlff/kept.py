@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-ROOM_BYTES = 128 * 1024 * 1024
+ROOM_BYTES = 512 * 1024 * 1024
 
 Made = TypeVar("Made")
 

@@ -63,7 +63,7 @@ def momentum_fraction(
     -------
     shape (n_frames,), 0 where nothing moves
     """
-    total = _norm(np.einsum("fax,a->fx", velocities, masses))
+    total = _norm(_weighted_sum(velocities, masses))
     scale = _norm(velocities) @ masses
     return np.asarray(np.divide(total, scale, out=np.zeros_like(total), where=scale != 0.0))
 
@@ -82,11 +82,20 @@ def angular_momentum_fraction(
     -------
     shape (n_frames,), 0 where nothing moves
     """
-    centre = np.einsum("fax,a->fx", positions, masses) / masses.sum()
+    centre = _weighted_sum(positions, masses) / masses.sum()
     r = positions - centre[:, None]
-    total = _norm(np.einsum("fax,a->fx", _cross(r, velocities), masses))
+    total = _norm(_weighted_sum(_cross(r, velocities), masses))
     scale = (_norm(r) * _norm(velocities)) @ masses
     return np.asarray(np.divide(total, scale, out=np.zeros_like(total), where=scale != 0.0))
+
+
+def _weighted_sum(
+    vectors: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sum over atoms, shape (n_frames, 3); one product of matrices is fast for few atoms."""
+    table = np.kron(weights[:, None], np.eye(3))
+    summed: NDArray[np.float64] = vectors.reshape(len(vectors), -1) @ table
+    return summed
 
 
 def _norm(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
