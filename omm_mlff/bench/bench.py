@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from omm_mlff.bench import document as documents
-from omm_mlff.bench.analysis import LEAST_STEPS, MOST_S, run_and_analyse, steps_to_analyse
+from omm_mlff.bench.analysis import analysis_row
 from omm_mlff.bench.breakdown import breakdown
 from omm_mlff.bench.floor import floor
 from omm_mlff.bench.memory import peak_memory
@@ -25,7 +25,6 @@ from omm_mlff.bench.timing import (
     busy_now,
     inconclusive,
     load_per_core,
-    median,
     speedup,
     time_ways,
 )
@@ -73,7 +72,6 @@ class Effort:
     block_s: float = 0.4
 
 
-_ANALYSED_ROUNDS = 3
 _ANALYSED_BLOCKS = 20
 """A run that is analysed goes on for about so many blocks."""
 
@@ -351,33 +349,16 @@ class _Subject:
 
     def _analysis(self, recorded: Timing) -> dict[str, Any]:
         """How much faster a run is measured than it went."""
-        wanted = _ANALYSED_BLOCKS * self.effort.block_s
-        n_steps = steps_to_analyse(recorded.step.value, wanted)
-        if n_steps is None:
-            return {"reason": f"{LEAST_STEPS} steps would take more than {MOST_S:g} s"}
-        rows: list[tuple[float, float]] = []
-        for done in range(_ANALYSED_ROUNDS):
-            self.say(f"{self.label}: analysis", done, _ANALYSED_ROUNDS)
-            rows.append(
-                run_and_analyse(
-                    self.potential,
-                    self.system,
-                    self.platform,
-                    self.precision,
-                    n_replicas=recorded.n_replicas,
-                    n_steps=n_steps,
-                    seed=done + 1,
-                )
-            )
-        self.say(f"{self.label}: analysis", _ANALYSED_ROUNDS, _ANALYSED_ROUNDS)
-        runs, analyses = zip(*rows, strict=True)
-        return {
-            "n_steps": n_steps,
-            "n_replicas": recorded.n_replicas,
-            "run_s": documents.interval_row(median(runs)),
-            "analysis_s": documents.interval_row(median(analyses)),
-            "ratio": documents.interval_row(median([run / took for run, took in rows])),
-        }
+        return analysis_row(
+            self.potential,
+            self.system,
+            self.platform,
+            self.precision,
+            n_replicas=recorded.n_replicas,
+            step_s=recorded.step.value,
+            wanted_s=_ANALYSED_BLOCKS * self.effort.block_s,
+            progress=lambda done, total: self.say(f"{self.label}: analysis", done, total),
+        )
 
     def _memory(self, n_replicas: int) -> dict[str, Any]:
         try:

@@ -104,6 +104,8 @@ def _result(result: dict[str, Any], out: Console) -> None:
             f"times faster than it went ({ratio['low']:.3g} to {ratio['high']:.3g})",
             highlight=False,
         )
+    elif "reason" in analysis:
+        out.print(f"  analysis not timed: {analysis['reason']}", highlight=False)
     memory = result["memory"]
     if "host_MiB" in memory:
         device = (

@@ -221,16 +221,14 @@ class Recorded:
         self.potential = potential
         self.system = system
         self.folder = Path(tempfile.mkdtemp(prefix="omm-mlff-bench-"))
-        self.spec = RunSpec(
-            potential.spec,
-            system.name,
-            length_ps=_ENDLESS_STEPS * TIMESTEP_FS * PS_PER_FS,
-            temperature_K=TEMPERATURE_K,
+        self.spec = recorded_run(
+            potential,
+            system,
+            platform,
+            precision,
             n_replicas=n_replicas,
+            n_steps=_ENDLESS_STEPS,
             seed=SEED,
-            timestep_fs=TIMESTEP_FS,
-            platform=platform,
-            precision=precision,
         )
         self._go, self._held = threading.Event(), threading.Event()
         self._done = self._wanted = 0
@@ -261,7 +259,7 @@ class Recorded:
         self._raise_what_ended_it()
         for segment in self.folder.rglob("*.h5"):
             segment.unlink()
-        self._raise_where_one_was_stopped()
+        raise_where_one_was_stopped(self.folder / "run", self.potential, self.system)
         return seconds * n_steps / (self._done - first)
 
     def close(self) -> None:
@@ -304,15 +302,48 @@ class Recorded:
     def _raise_what_ended_it(self) -> None:
         if self._error is not None:
             raise self._error
-        self._raise_where_one_was_stopped()
+        raise_where_one_was_stopped(self.folder / "run", self.potential, self.system)
 
-    def _raise_where_one_was_stopped(self) -> None:
-        events = read_json(self.folder / "run" / STATUS_FILE)["events"]
-        for replica, event in events.items():
-            raise AnalysisError(
-                f"{self.potential.spec} on {self.system.name} cannot be timed: replica {replica} "
-                f"was stopped at step {event['step']} ({event['detail']}); validate it first"
-            )
+
+def recorded_run(
+    potential: Potential,
+    system: MolecularSystem,
+    platform: str,
+    precision: Precision,
+    *,
+    n_replicas: int,
+    n_steps: int,
+    seed: int,
+) -> RunSpec:
+    """The run that is recorded: at constant energy, every step."""
+    return RunSpec(
+        potential.spec,
+        system.name,
+        length_ps=n_steps * TIMESTEP_FS * PS_PER_FS,
+        temperature_K=TEMPERATURE_K,
+        n_replicas=n_replicas,
+        seed=seed,
+        timestep_fs=TIMESTEP_FS,
+        platform=platform,
+        precision=precision,
+    )
+
+
+def raise_where_one_was_stopped(
+    folder: Path, potential: Potential, system: MolecularSystem
+) -> None:
+    """Refuse a run of which not every replica takes each step.
+
+    Raises
+    ------
+    AnalysisError : a replica was stopped
+    """
+    events = read_json(folder / STATUS_FILE)["events"]
+    for replica, event in events.items():
+        raise AnalysisError(
+            f"{potential.spec} on {system.name} cannot be timed: replica {replica} "
+            f"was stopped at step {event['step']} ({event['detail']}); validate it first"
+        )
 
 
 class _Enough(Exception):  # noqa: N818 (an end, not an error)

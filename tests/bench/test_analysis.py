@@ -7,6 +7,7 @@ from springs import SpringPotential, triatomic
 
 from omm_mlff.bench import analysis
 from omm_mlff.checks.base import Check, Evidence
+from omm_mlff.errors import AnalysisError
 from omm_mlff.rundir import RunRecord
 from omm_mlff.schema import Measurement
 
@@ -41,3 +42,38 @@ def test_every_check_sees_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert run_s > 0.0
     assert analysis_s > 0.0
     assert seen == [(check.name, 2, 1000) for check in analysis.run_checks()]
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2])  # of which the first is stopped, the other goes on
+def test_a_run_of_which_a_replica_was_stopped_is_not_measured(n_replicas: int) -> None:
+    potential, system = SpringPotential(breaks_at=1e-3), triatomic()
+    with pytest.raises(AnalysisError, match="replica 0 was stopped at step 0"):
+        analysis.run_and_analyse(
+            potential, system, "Reference", "double", n_replicas=n_replicas, n_steps=1000, seed=1
+        )
+    row = analysis.analysis_row(
+        potential,
+        system,
+        "Reference",
+        "double",
+        n_replicas=n_replicas,
+        step_s=1e-3,
+        wanted_s=1.0,
+        progress=lambda done, total: None,
+    )
+    assert set(row) == {"reason"}
+    assert "replica 0 was stopped" in row["reason"]
+
+
+def test_a_run_that_would_take_too_long_is_not_begun() -> None:
+    row = analysis.analysis_row(
+        SpringPotential(),
+        triatomic(),
+        "Reference",
+        "double",
+        n_replicas=2,
+        step_s=0.07,
+        wanted_s=8.0,
+        progress=lambda done, total: pytest.fail("it was begun"),
+    )
+    assert row == {"reason": "1000 steps would take more than 60 s"}
