@@ -264,12 +264,14 @@ class _TappedMolecules(nn.Module):
         self.handle = handle
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.scripted is not None:  # noqa: SIM102 (TorchScript drops the branch)
-            if positions.is_cuda:
-                on_device: tuple[Tensor, Tensor] = self.scripted(positions, box)
-                return on_device
-        with torch.no_grad():  # as in _Tapped
-            energy, forces = torch.ops.omm_mlff.student_tapped(self.student, self.handle, positions)
+        # One `if` without an early return: TorchScript dies of a return inside a nested one.
+        if self.scripted is not None and positions.is_cuda:
+            energy, forces = self.scripted(positions, box)
+        else:
+            with torch.no_grad():  # as in _Tapped
+                energy, forces = torch.ops.omm_mlff.student_tapped(
+                    self.student, self.handle, positions
+                )
         return energy, forces
 
 

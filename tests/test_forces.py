@@ -357,6 +357,26 @@ def test_every_tensor_of_a_scripted_student_moves_with_it(periodic):
     assert {tensor.device.type for tensor in scripted.to("meta").parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("engine", ["compiled", "scripted"])
+def test_students_compute_where_a_device_is_at_hand_and_the_host_is_asked_for(engine, monkeypatch):
+    """Only then is the branch for a device scripted; a machine without one never meets it."""
+    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.potentials.student import StudentPotential
+    from omm_mlff.systems import load_system
+
+    water = load_system("water")
+    frames = np.repeat(water.positions[None], 43, axis=0)
+    found = []
+    for device_at_hand in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=device_at_hand: there)
+        with Evaluator(StudentPotential("tiny", engine=engine), water, "Reference") as evaluator:
+            found.append(evaluator.evaluate(frames, batched=True))
+            found.append(evaluator.evaluate(frames[:1], batched=False))
+    for wanted, got in zip(found[:2], found[2:], strict=True):
+        np.testing.assert_array_equal(got[0], wanted[0])
+        np.testing.assert_array_equal(got[1], wanted[1])
+
+
 def test_nothing_that_comes_out_is_tracked_by_autograd():
     """A graph that is carried along doubles the cost of a step."""
     from omm_mlff.forces import _Tapped, script

@@ -65,11 +65,11 @@ class CompiledMoleculeEngine(nn.Module):
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `MoleculeEngine.forward`."""
-        if self.scripted is not None:  # noqa: SIM102 (TorchScript drops the branch)
-            if positions.is_cuda:
-                on_device: tuple[Tensor, Tensor] = self.scripted(positions, box)
-                return on_device
-        energies, forces = torch.ops.omm_mlff.student_molecules(self.handle, positions)
+        # One `if` without an early return: TorchScript dies of a return inside a nested one.
+        if self.scripted is not None and positions.is_cuda:
+            energies, forces = self.scripted(positions, box)
+        else:
+            energies, forces = torch.ops.omm_mlff.student_molecules(self.handle, positions)
         return energies, forces
 
 

@@ -287,3 +287,17 @@ def test_trial_forces_are_of_ordinary_size() -> None:
         torch.from_numpy(0.1 * x)
     )[1]
     assert float(forces.abs().max()) / KJMOL_NM_PER_EV_ANGSTROM < 50.0
+
+
+def test_with_a_device_at_hand_the_engine_scripts_and_computes_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted = MoleculeEngine(random_student(SHAPES[0]), SPECIES, 2)
+    x = scattered(len(SPECIES), 2)
+    wanted_energies, wanted_forces = compiled_engine(scripted)(x)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fast = compiled_engine(scripted)
+    assert fast.scripted is scripted
+    energies, forces = torch.jit.script(fast.eval())(x)
+    torch.testing.assert_close(energies, wanted_energies, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(forces, wanted_forces, rtol=0.0, atol=0.0)
