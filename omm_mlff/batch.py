@@ -42,7 +42,8 @@ from numpy.typing import NDArray
 from omm_mlff import rundir
 from omm_mlff.errors import RunDirectoryError
 from omm_mlff.evaluate import DISCARDED_CALLS, Evaluator, make_context
-from omm_mlff.forces import Ring, Tap, nobody_alone
+from omm_mlff.forces.faults import nobody_alone
+from omm_mlff.forces.tap import Ring, Tap
 from omm_mlff.interrupt import deferred_interrupt
 from omm_mlff.potentials.base import Potential
 from omm_mlff.prepare import draw_velocities, thermal_velocities

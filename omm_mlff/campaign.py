@@ -27,8 +27,8 @@ from omm_mlff.checks.registry import all_checks
 from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
 from omm_mlff.failures import explain as failures
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.measurement_file import MeasurementFile, Planned
-from omm_mlff.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.bound import bound
 from omm_mlff.profiles import PlannedRun, Profile

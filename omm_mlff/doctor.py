@@ -436,7 +436,7 @@ def look_at_torch_force(platform: str) -> list[Diagnosis]:
     import torch
 
     from omm_mlff.errors import MissingPackageError
-    from omm_mlff.forces import load_plugin
+    from omm_mlff.forces.plugin import load_plugin
 
     class Spring(torch.nn.Module):
         def forward(self, positions: torch.Tensor) -> torch.Tensor:

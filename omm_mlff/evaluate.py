@@ -12,9 +12,10 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import AnalysisError, UnsupportedSystemError
-from omm_mlff.forces import Tap, nobody_alone, one_line
+from omm_mlff.forces.faults import nobody_alone, one_line
+from omm_mlff.forces.platforms import choose_platform, platform_properties
+from omm_mlff.forces.tap import Tap
 from omm_mlff.interrupt import deferred_interrupt
-from omm_mlff.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.raising import Tally, is_not_a_number, own_error
 from omm_mlff.schema import MolecularSystem, Precision

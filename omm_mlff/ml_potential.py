@@ -13,7 +13,7 @@ from typing import Any
 import openmm
 
 from omm_mlff.errors import InputError, MissingPackageError, UnsupportedSystemError
-from omm_mlff.forces import Backend
+from omm_mlff.forces.plugin import Backend
 from omm_mlff.potentials.student import student_force
 from omm_mlff.students.checkpoint import checkpoint_folder, student_names
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from omm_mlff.platforms import platform_properties
+from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
 from omm_mlff.prepare import Rest
 from omm_mlff.schema import MolecularSystem, RunSpec

@@ -49,7 +49,9 @@ def own_error(error: Exception | str, card: PotentialCard) -> str:
     ------
     ValidationFailure : it was not the potential's own code, or nobody can tell
     """
-    from omm_mlff.forces import one_line  # here: finished runs are read where torch is absent
+    from omm_mlff.forces.faults import (
+        one_line,  # here: finished runs are read where torch is absent
+    )
 
     line = error if isinstance(error, str) else one_line(error)
     cause = None if isinstance(error, str) else error

@@ -16,7 +16,7 @@ from omm_mlff import rundir
 from omm_mlff.batch import FRICTION_PER_PS, Batch
 from omm_mlff.errors import InputError, StorageError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.platforms import choose_platform
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.prepare import degrees_of_freedom, minimized
 from omm_mlff.provenance import run_provenance

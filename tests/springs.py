@@ -8,7 +8,9 @@ import torch
 from openmm.app import Element, Topology
 from torch import Tensor, nn
 
-from omm_mlff.forces import Tap, make_force, make_python_force
+from omm_mlff.forces.making import make_force
+from omm_mlff.forces.python_force import make_python_force
+from omm_mlff.forces.tap import Tap
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 STIFFNESS = 3.0e5  # kJ/mol/nm^2, of an O-H stretch

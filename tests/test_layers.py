@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("students",),
     ("calculator",),
     ("forces",),
-    ("platforms", "threads", "raising", "interrupt"),
+    ("threads", "raising", "interrupt"),
     ("systems",),
     ("teachers",),
     ("potentials",),
@@ -213,7 +213,7 @@ BROKEN = [
     ("validation.py", "from omm_mlff.cli.main import main", "not an earlier layer"),
     ("judge.py", "from omm_mlff.systems import load_system", "not an earlier layer"),
     ("judge.py", "from omm_mlff.report import console", "not an earlier layer"),
-    ("forces.py", "from omm_mlff.judge import judge", "not an earlier layer"),
+    ("forces/tap.py", "from omm_mlff.judge import judge", "not an earlier layer"),
     (
         "rundir.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import omm_mlff.systems",
@@ -243,7 +243,7 @@ def small_package(tmp_path: Path) -> Path:
     package = tmp_path / "omm_mlff"
     for name in (*RANK, *ASIDE):
         folder = package / name
-        if name in {"students", "potentials", "checks", "cli", "report"}:
+        if name in {"students", "forces", "potentials", "checks", "cli", "report"}:
             folder.mkdir(parents=True)
             (folder / "__init__.py").write_text("")
         else:

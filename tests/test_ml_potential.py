@@ -18,7 +18,7 @@ from openmmml import MLPotential
 
 from omm_mlff.errors import InputError, UnknownNameError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.forces import load_plugin
+from omm_mlff.forces.plugin import load_plugin
 from omm_mlff.ml_potential import StudentFactory, potential_names, register
 from omm_mlff.potentials.student import StudentPotential, add_student
 from omm_mlff.systems import load_system

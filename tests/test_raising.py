@@ -18,7 +18,7 @@ import pytest
 from checks.fakes import by_name
 from springs import CalledSpringPotential, NativeSpringPotential, SpringPotential, triatomic
 
-from omm_mlff import forces, validate
+from omm_mlff import validate
 from omm_mlff.checks import cost, cutoff, determinism, extensivity, parity, restart
 from omm_mlff.checks.base import Evidence
 from omm_mlff.errors import (
@@ -29,6 +29,7 @@ from omm_mlff.errors import (
 )
 from omm_mlff.evaluate import Evaluator
 from omm_mlff.failures.explain import explain
+from omm_mlff.forces import tap
 from omm_mlff.prepare import minimized
 from omm_mlff.raising import Tally, is_not_a_number, own_error
 from omm_mlff.rundir import RunRecord
@@ -401,7 +402,7 @@ def test_a_context_that_cannot_be_made_leaves_no_tap_behind(tmp_path):
                 openmm_system.addForce(openmm.HarmonicBondForce())
                 openmm_system.getForce(1).addBond(0, 10**6, 0.1, 1.0)
 
-    taps = set(forces._taps)
+    taps = set(tap._taps)
     potential = Unfit()
     potential.most = 0
     with pytest.raises(UnsupportedSystemError):
@@ -414,7 +415,7 @@ def test_a_context_that_cannot_be_made_leaves_no_tap_behind(tmp_path):
         evaluator.evaluate(np.stack([SYSTEM.positions] * 1000))
     with pytest.raises(UnsupportedSystemError, match="makes no Context of it"):
         run(tmp_path / "run", potential)
-    assert set(forces._taps) == taps
+    assert set(tap._taps) == taps
 
 
 def test_a_second_context_that_cannot_be_made_is_a_failure_of_the_validation():

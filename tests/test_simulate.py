@@ -28,7 +28,7 @@ from springs import (
 
 from omm_mlff.errors import InputError, OutputExistsError, StorageError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.platforms import choose_platform
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.base import build_system
 from omm_mlff.prepare import degrees_of_freedom, draw_velocities, thermal_velocities
 from omm_mlff.rundir import RunRecord

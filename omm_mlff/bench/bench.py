@@ -36,7 +36,7 @@ from omm_mlff.errors import (
     OmmMlffError,
     ValidationFailure,
 )
-from omm_mlff.platforms import choose_platform
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.student import StudentPotential

@@ -17,7 +17,7 @@ import openmm
 import torch
 
 from omm_mlff.bench.ways import TIMESTEP_FS
-from omm_mlff.forces import script
+from omm_mlff.forces.scripting import script
 from omm_mlff.potentials.base import bare_system
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.students.engine import BoxEngine, Engine, build_engine

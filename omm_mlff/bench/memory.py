@@ -18,7 +18,7 @@ _SCRIPT = """
 import json, resource, sys
 import torch
 from omm_mlff.bench.ways import Unrecorded
-from omm_mlff.platforms import choose_platform
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.systems import load_system
 spec, name, platform, precision, n_replicas, n_steps = sys.argv[1:]

@@ -23,8 +23,9 @@ from openmm import app, unit
 
 from omm_mlff.errors import AnalysisError
 from omm_mlff.evaluate import DISCARDED_CALLS, make_context
-from omm_mlff.forces import Tap, one_line
-from omm_mlff.platforms import platform_properties
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.platforms import platform_properties
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.prepare import degrees_of_freedom, draw_velocities
 from omm_mlff.rundir import STATUS_FILE, read_json

@@ -300,7 +300,7 @@ def _offered_in_float64(potential: Potential) -> Potential | None:
 
 
 def _precision(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> Changed | str:
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
 
     if not platform_properties(_platform(run), "double"):
         return f"platform {_platform(run)} has no choice of precision"

@@ -193,7 +193,7 @@ def _resized(evidence: Evidence, frame: NDArray[np.float64], where: Where) -> li
     """A Context whose box was changed against one that was made with that box."""
     import openmm  # here, as below: finished runs are measured again where it is absent
 
-    from omm_mlff.forces import one_line
+    from omm_mlff.forces.faults import one_line
 
     system = evidence.system
     stretch = np.diag([STRETCH, STRETCH, STRETCH**2])
@@ -283,7 +283,7 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
     """A short run at constant pressure."""
     import openmm
 
-    from omm_mlff.forces import one_line
+    from omm_mlff.forces.faults import one_line
 
     n_steps = int(np.clip(ATOM_STEPS // evidence.system.n_atoms, MIN_STEPS, MAX_STEPS))
     largest, cause = 0.0, ""
@@ -323,7 +323,7 @@ def _cell(system: MolecularSystem) -> NDArray[np.float64]:
 def _npt_context(evidence: Evidence) -> openmm.Context:
     import openmm
 
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
     from omm_mlff.potentials.base import build_system
 
     evaluator, system = evidence.live, evidence.system

@@ -180,7 +180,7 @@ def _against_float64(evidence: Evidence) -> list[Measurement]:
 
 
 def _platform(evidence: Evidence) -> list[Measurement]:
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
 
     where = Where(system=evidence.system.name)
     name = getattr(evidence.live, "platform_name", "")

@@ -126,7 +126,7 @@ def take(evidence: Evidence) -> list[Measurement]:
 
 def _in_words(error: openmm.OpenMMException, evidence: Evidence) -> str:
     """Why a run has stopped; a machine that fails is no answer, and raises."""
-    from omm_mlff.forces import one_line
+    from omm_mlff.forces.faults import one_line
 
     if is_not_a_number(error):
         return one_line(error)
@@ -136,7 +136,7 @@ def _in_words(error: openmm.OpenMMException, evidence: Evidence) -> str:
 def _context(evaluator: Evaluator) -> openmm.Context:
     import openmm
 
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
     from omm_mlff.potentials.base import build_system
 
     return openmm.Context(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from omm_mlff import rundir
 from omm_mlff.errors import OmmMlffError
-from omm_mlff.platforms import choose_platform
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system

@@ -29,7 +29,9 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError, MissingPackageError
-from omm_mlff.forces import Tap, make_python_force, one_line
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.python_force import make_python_force
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
 from omm_mlff.schema import Identity, MolecularSystem, PotentialCard

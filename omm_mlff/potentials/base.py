@@ -9,7 +9,7 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import UnsupportedSystemError
-from omm_mlff.forces import Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 

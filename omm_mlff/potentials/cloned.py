@@ -11,7 +11,7 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError
-from omm_mlff.forces import Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 SOURCE = "native"

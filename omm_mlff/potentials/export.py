@@ -11,7 +11,7 @@ import torch
 
 from omm_mlff import __version__
 from omm_mlff.errors import InputError, OutputExistsError, StorageError, UnsupportedSystemError
-from omm_mlff.forces import read_script, script
+from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.potentials.torchscript import SUFFIXES
 from omm_mlff.potentials.torchscript_file import DESCRIPTION_FILE, DESCRIPTION_FORMAT

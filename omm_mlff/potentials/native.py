@@ -29,7 +29,7 @@ import openmm
 from openmm import app, unit
 
 from omm_mlff.errors import CheckpointError, InputError, UnknownNameError, UnsupportedSystemError
-from omm_mlff.forces import one_line
+from omm_mlff.forces.faults import one_line
 from omm_mlff.potentials.cloned import (
     SOURCE,
     ClonedPotential,

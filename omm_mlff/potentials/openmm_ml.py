@@ -39,7 +39,8 @@ from omm_mlff.errors import (
     UnknownNameError,
     UnsupportedSystemError,
 )
-from omm_mlff.forces import Tap, one_line
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard

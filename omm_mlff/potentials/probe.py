@@ -8,7 +8,7 @@ import numpy as np
 import openmm
 
 from omm_mlff.errors import OmmMlffError
-from omm_mlff.forces import one_line
+from omm_mlff.forces.faults import one_line
 from omm_mlff.interrupt import deferred_interrupt
 from omm_mlff.schema import MolecularSystem
 

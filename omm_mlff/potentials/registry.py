@@ -28,7 +28,7 @@ from typing import Any
 
 from omm_mlff import potentials
 from omm_mlff.errors import InputError, UnknownNameError
-from omm_mlff.forces import one_line
+from omm_mlff.forces.faults import one_line
 from omm_mlff.potentials.base import Potential
 
 ENTRY_POINTS = "omm_mlff.potentials"

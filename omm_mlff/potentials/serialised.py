@@ -11,7 +11,7 @@ import numpy as np
 import openmm
 
 from omm_mlff.errors import InputError, UnsupportedSystemError
-from omm_mlff.forces import one_line
+from omm_mlff.forces.faults import one_line
 from omm_mlff.potentials.cloned import SOURCE, ClonedPotential, formula, narrow_for
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.schema import MolecularSystem, PotentialCard

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from omm_mlff.errors import CheckpointError, InputError
-from omm_mlff.forces import script_source
+from omm_mlff.forces.scripting import script_source
 
 _BOX_NAME = re.compile(r"box|cell|lattice", re.IGNORECASE)
 _CONVENTION = (

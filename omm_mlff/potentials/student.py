@@ -18,7 +18,10 @@ from torch import nn
 
 from omm_mlff.data import shipped_names
 from omm_mlff.errors import InputError, UnsupportedSystemError
-from omm_mlff.forces import Backend, Tap, make_force, resolve_backend, script
+from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import Backend, resolve_backend
+from omm_mlff.forces.scripting import script
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student

@@ -9,7 +9,8 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import UnknownNameError
-from omm_mlff.forces import Tap, make_python_force
+from omm_mlff.forces.python_force import make_python_force
+from omm_mlff.forces.tap import Tap
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES, Teacher
 from omm_mlff.units import (

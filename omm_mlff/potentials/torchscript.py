@@ -24,14 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omm_mlff.errors import InputError
-from omm_mlff.forces import (
-    Backend,
-    Tap,
-    make_parametric_force,
-    one_line,
-    read_script,
-    script,
-)
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.making import make_parametric_force
+from omm_mlff.forces.plugin import Backend
+from omm_mlff.forces.scripting import read_script, script
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options

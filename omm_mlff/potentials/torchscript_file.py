@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from omm_mlff.errors import CheckpointError, InputError
-from omm_mlff.forces import one_line, read_script
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.scripting import read_script
 
 DESCRIPTION_FILE = "omm-mlff.json"
 """What `omm-mlff export` stores inside a file."""

@@ -19,7 +19,7 @@ from openmm import unit
 from openmm.app import Element, Topology
 from torch import nn
 
-from omm_mlff.forces import script
+from omm_mlff.forces.scripting import script
 from omm_mlff.proving.field import PairEngine, sound_terms
 from omm_mlff.proving.potential import ProvingPotential
 from omm_mlff.schema import Identity, MolecularSystem, ReferenceLabels

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from omm_mlff.forces import Tap, make_force
+from omm_mlff.forces.making import make_force
+from omm_mlff.forces.tap import Tap
 from omm_mlff.proving.field import unknown_elements
 from omm_mlff.schema import Identity, MolecularSystem, PotentialCard
 

@@ -16,7 +16,7 @@ from omm_mlff.checks import attribution
 from omm_mlff.checks.attribution import Findings, named
 from omm_mlff.checks.base import Evidence
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.forces import make_force
+from omm_mlff.forces.making import make_force
 from omm_mlff.schema import RunSpec
 from omm_mlff.simulate import simulate
 

@@ -13,7 +13,7 @@ from springs import molecule
 
 from omm_mlff.errors import InputError, MissingPackageError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.forces import Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import ase as source
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.potentials.registry import as_potential, load_potential

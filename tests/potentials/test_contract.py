@@ -10,7 +10,7 @@ from springs import molecule
 
 from omm_mlff.errors import UnknownNameError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.forces import Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import registry
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.potentials.registry import load_potential, model_names, spec_forms

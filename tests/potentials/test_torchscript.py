@@ -17,7 +17,7 @@ from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.errors import CheckpointError, InputError, UnsupportedSystemError
 from omm_mlff.evaluate import Evaluator
-from omm_mlff.forces import Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import torchscript
 from omm_mlff.potentials.base import build_system
 from omm_mlff.potentials.registry import as_potential, load_potential

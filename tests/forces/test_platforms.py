@@ -5,9 +5,9 @@ from __future__ import annotations
 import openmm
 import pytest
 
-from omm_mlff import platforms
 from omm_mlff.errors import PlatformError
-from omm_mlff.platforms import (
+from omm_mlff.forces import platforms
+from omm_mlff.forces.platforms import (
     choose_platform,
     installed_platforms,
     platform_properties,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omm_mlff.errors import PlatformError
-from omm_mlff.forces import make_force
+from omm_mlff.forces.making import make_force
 from omm_mlff.schema import Precision
 
 PREFERENCE = ("CUDA", "OpenCL", "CPU", "Reference")

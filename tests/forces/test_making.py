@@ -9,14 +9,11 @@ import torch
 from springs import SpringEngine, SpringPotential, diatomic, triatomic
 
 from omm_mlff.errors import InputError, MissingPackageError
-from omm_mlff.forces import (
-    Tap,
-    load_plugin,
-    make_force,
-    make_python_force,
-    one_line,
-    resolve_backend,
-)
+from omm_mlff.forces.faults import one_line
+from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import load_plugin, resolve_backend
+from omm_mlff.forces.python_force import make_python_force
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import build_system
 
 
@@ -247,7 +244,7 @@ def test_pythonforce_takes_over_where_the_plugin_is_absent(monkeypatch):
     def absent():
         raise MissingPackageError("openmm-torch", "TorchForce", "pip install 'omm-mlff[cpu]'")
 
-    monkeypatch.setattr("omm_mlff.forces.load_plugin", absent)
+    monkeypatch.setattr("omm_mlff.forces.plugin.load_plugin", absent)
     assert resolve_backend("auto") == "pythonforce"
     with pytest.raises(MissingPackageError, match="pip install"):
         resolve_backend("torchforce")
@@ -272,7 +269,7 @@ def test_torchforce_is_the_default():
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["single", "mixed", "double"])
 def test_the_tap_works_on_cuda(precision):
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
 
     system = triatomic()
     tap = Tap(2, system.n_atoms)
@@ -300,7 +297,7 @@ def test_the_tap_works_on_cuda(precision):
 @pytest.mark.parametrize("precision", ["mixed", "double"])
 def test_a_cuda_graph_is_replayed_and_gives_what_the_launches_give(precision):
     """Evaluations are counted on the device; Python is called for those that are no replay."""
-    from omm_mlff.platforms import platform_properties
+    from omm_mlff.forces.platforms import platform_properties
     from omm_mlff.potentials.base import build_system
     from omm_mlff.potentials.student import StudentPotential
     from omm_mlff.systems import load_system
@@ -338,7 +335,8 @@ def test_cuda_graphs_are_refused_where_the_work_changes_from_call_to_call():
 @pytest.mark.parametrize("periodic", [False, True])
 def test_every_tensor_of_a_scripted_student_moves_with_it(periodic):
     """The plugin moves the module to the Context's device: no constant may be left behind."""
-    from omm_mlff.forces import _Tapped, script
+    from omm_mlff.forces.making import _Tapped
+    from omm_mlff.forces.scripting import script
     from omm_mlff.students.engine import build_engine
     from omm_mlff.students.student import STUDENT_CONFIGS, Student
 
@@ -379,7 +377,8 @@ def test_students_compute_where_a_device_is_at_hand_and_the_host_is_asked_for(en
 
 def test_nothing_that_comes_out_is_tracked_by_autograd():
     """A graph that is carried along doubles the cost of a step."""
-    from omm_mlff.forces import _Tapped, script
+    from omm_mlff.forces.making import _Tapped
+    from omm_mlff.forces.scripting import script
 
     system = triatomic()
     tap = Tap(1, system.n_atoms)

@@ -1,0 +1,1 @@
+"""Energy functions as OpenMM Forces; everything of TorchForce and PythonForce stands here."""
