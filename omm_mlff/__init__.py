@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omm_mlff.calculator import StudentCalculator as StudentCalculator
-    from omm_mlff.evaluate import Evaluator as Evaluator
+    from omm_mlff.adapters.ase_calculator import StudentCalculator as StudentCalculator
+    from omm_mlff.adapters.reporters import StabilityReporter as StabilityReporter
+    from omm_mlff.adapters.reporters import TrajectoryReporter as TrajectoryReporter
+    from omm_mlff.dynamics.evaluator import Evaluator as Evaluator
     from omm_mlff.potentials.registry import load_potential as load_potential
     from omm_mlff.potentials.student import add_student as add_student
-    from omm_mlff.reporters import StabilityReporter as StabilityReporter
-    from omm_mlff.reporters import TrajectoryReporter as TrajectoryReporter
-    from omm_mlff.rundir import RunRecord as RunRecord
+    from omm_mlff.record.rundir import RunRecord as RunRecord
     from omm_mlff.schema import Criterion as Criterion
     from omm_mlff.schema import Measurement as Measurement
     from omm_mlff.schema import MolecularSystem as MolecularSystem
@@ -47,19 +47,19 @@ __all__ = [
 OPTIONAL = ["StudentCalculator"]
 """Public names that need an optional package, and so are left out of `import *`."""
 
-# A public name is never also the name of a module: `omm_mlff.simulate` is the module, whichever
-# was imported first, and its function is `omm_mlff.simulate.simulate`. The same goes for `judge`.
+# A public name is never also the name of a module: `omm_mlff.validation` is the module, whichever
+# was imported first, and its function is `omm_mlff.validate`.
 _HOME = {
     "Criterion": "schema",
-    "Evaluator": "evaluate",
+    "Evaluator": "dynamics.evaluator",
     "Measurement": "schema",
     "MolecularSystem": "schema",
     "PotentialCard": "schema",
-    "RunRecord": "rundir",
+    "RunRecord": "record.rundir",
     "RunSpec": "schema",
-    "StudentCalculator": "calculator",
-    "StabilityReporter": "reporters",
-    "TrajectoryReporter": "reporters",
+    "StudentCalculator": "adapters.ase_calculator",
+    "StabilityReporter": "adapters.reporters",
+    "TrajectoryReporter": "adapters.reporters",
     "Verdict": "schema",
     "add_student": "potentials.student",
     "load_potential": "potentials.registry",

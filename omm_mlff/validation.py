@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omm_mlff import campaign as campaigns
-from omm_mlff.campaign import Progress
+from omm_mlff.campaign import campaign as campaigns
+from omm_mlff.campaign.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
-from omm_mlff.diagnosis import diagnose
 from omm_mlff.errors import InputError
-from omm_mlff.judge import (
+from omm_mlff.potentials.registry import as_potential
+from omm_mlff.report import Judged, write_reports
+from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
+from omm_mlff.verdict.diagnosis import diagnose
+from omm_mlff.verdict.judge import (
     POLICIES,
     check_scope,
     exit_code,
     judge_all,
     undecided_runs,
 )
-from omm_mlff.measurement_file import MeasurementFile
-from omm_mlff.policies import load_policy
-from omm_mlff.potentials.registry import as_potential
-from omm_mlff.profiles import load_profile
-from omm_mlff.report import Judged, write_reports
-from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
+from omm_mlff.verdict.measurement_file import MeasurementFile
+from omm_mlff.verdict.policies import load_policy
+from omm_mlff.verdict.profiles import load_profile
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from omm_mlff.cli.progress import shown_progress
-from omm_mlff.measurement_file import MeasurementFile
 from omm_mlff.proving.calibration import Design
 from omm_mlff.proving.calibration_report import calibrate, write
+from omm_mlff.verdict.measurement_file import MeasurementFile
 
 
 def main() -> None:

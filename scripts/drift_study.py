@@ -30,13 +30,13 @@ def drift_study(
     """Half-widths of the drift's interval, with and without each ingredient."""
     from omm_mlff.checks.drift import energies, slope
     from omm_mlff.checks.frames import usable_replicas
-    from omm_mlff.checks.intervals import mean_over_replicas
+    from omm_mlff.dynamics.simulate import simulate
     from omm_mlff.potentials.registry import load_potential
-    from omm_mlff.profiles import load_profile
     from omm_mlff.schema import CONFIDENCE
-    from omm_mlff.simulate import simulate
+    from omm_mlff.statistics.intervals import mean_over_replicas
     from omm_mlff.systems import load_system
     from omm_mlff.units import MEV_PER_KJMOL
+    from omm_mlff.verdict.profiles import load_profile
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,10 +9,10 @@ from typing import Any
 
 from judged_models import CARD, count, judged, replaced, sampled, sound
 
-from omm_mlff.measurement_file import MeasurementFile
-from omm_mlff.profiles import load_profile
 from omm_mlff.report import write_reports
 from omm_mlff.schema import Measurement, Where
+from omm_mlff.verdict.measurement_file import MeasurementFile
+from omm_mlff.verdict.profiles import load_profile
 
 WATER = "water-nve-300K-0.5fs-5ps-x16"
 ALANINE = "alanine-nve-300K-0.5fs-5ps-x16"

@@ -6,11 +6,11 @@ import dataclasses
 
 from scipy.special import stdtrit
 
-from omm_mlff.judge import judge_all
-from omm_mlff.measurement_file import MeasurementFile, Planned
-from omm_mlff.profiles import load_profile
 from omm_mlff.report import Judged
 from omm_mlff.schema import CONFIDENCE, Criterion, Declaration, Measurement, Where
+from omm_mlff.verdict.judge import judge_all
+from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
+from omm_mlff.verdict.profiles import load_profile
 
 DECLARATIONS = (
     Declaration("accuracy.force_rmse", "sampled", "eV/angstrom", "force error", "accuracy"),

@@ -13,28 +13,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "omm_mlff"
 
-# One row per layer, the lowest first; a module may import from the rows above its own, and from
-# its own package. A new module or package of omm_mlff gets its place here.
+# One row a rank, the lowest first; a folder may import from the rows above its own, and from
+# itself. A new folder of omm_mlff gets its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("units", "errors"),
-    ("schema", "data"),
-    ("kept",),
-    ("rundir",),
+    ("units", "errors", "schema", "data"),
+    ("record", "statistics", "geometry"),
     ("students",),
-    ("calculator",),
     ("forces",),
-    ("threads", "raising", "interrupt"),
-    ("systems",),
-    ("teachers",),
+    ("systems", "teachers"),
     ("potentials",),
-    ("ml_potential",),
-    ("evaluate", "convert"),
-    ("watch",),
-    ("reporters",),
-    ("prepare",),
-    ("provenance", "recording"),
-    ("batch",),
-    ("simulate",),
+    ("dynamics",),
+    ("adapters",),
     ("checks",),
     ("failures",),
     ("campaign",),
@@ -43,18 +32,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 
-# Judging and reporting stand aside: they import one another in this order, of the layers nothing
-# above rundir, and neither torch nor OpenMM. Every layer from `checks` upwards may import them.
-ASIDE = (
-    "policies",
-    "profiles",
-    "measurement_file",
-    "judge",
-    "diagnosis",
-    "report",
-    "comparison",
-)
-ASIDE_SEES = {name for row in LAYERS[:4] for name in row}
+# Judging and reporting stand aside: they import one another in this order, of the ranks the first
+# two (geometry needs RDKit and OpenMM's elements), and neither torch nor OpenMM. Every rank from
+# `checks` upwards may import them.
+ASIDE = ("verdict", "report", "comparison")
+ASIDE_SEES = {*LAYERS[0], "record", "statistics"}
 ASIDE_FROM = "checks"
 
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
@@ -204,23 +186,25 @@ def test_judging_is_importable_where_torch_and_openmm_are_absent() -> None:
 
 
 BROKEN = [
-    ("rundir.py", "from omm_mlff.simulate import simulate", "not an earlier layer"),
-    ("rundir.py", "from omm_mlff import simulate", "not an earlier layer"),
-    ("rundir.py", "from . import simulate", "not an earlier layer"),
-    ("rundir.py", "def f():\n    import omm_mlff.simulate", "not an earlier layer"),
+    ("record/rundir.py", "from omm_mlff.dynamics.simulate import simulate", "not an earlier layer"),
+    ("record/rundir.py", "from omm_mlff import validation", "not an earlier layer"),
+    ("record/rundir.py", "from .. import dynamics", "not an earlier layer"),
+    ("record/rundir.py", "def f():\n    import omm_mlff.dynamics", "not an earlier layer"),
     ("checks/drift.py", "from ..validation import validate", "not an earlier layer"),
-    ("evaluate.py", "import omm_mlff.reporters", "not an earlier layer"),
+    ("dynamics/evaluator.py", "import omm_mlff.adapters.reporters", "not an earlier layer"),
     ("validation.py", "from omm_mlff.cli.main import main", "not an earlier layer"),
-    ("judge.py", "from omm_mlff.systems import load_system", "not an earlier layer"),
-    ("judge.py", "from omm_mlff.report import console", "not an earlier layer"),
-    ("forces/tap.py", "from omm_mlff.judge import judge", "not an earlier layer"),
+    ("verdict/judge.py", "from omm_mlff.systems import load_system", "not an earlier layer"),
+    ("verdict/judge.py", "from omm_mlff.report import console", "not an earlier layer"),
+    ("verdict/judge.py", "from omm_mlff.geometry import scans", "not an earlier layer"),
+    ("forces/tap.py", "from omm_mlff.verdict import judge", "not an earlier layer"),
+    ("geometry/scans.py", "from omm_mlff.statistics import intervals", "not an earlier layer"),
     (
-        "rundir.py",
+        "record/rundir.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import omm_mlff.systems",
         "not an earlier layer",
     ),
     ("students/painn.py", "import openmm.app", "know nothing of OpenMM"),
-    ("rundir.py", "import torch", "judged where this is absent"),
+    ("record/rundir.py", "import torch", "judged where this is absent"),
     ("report/console.py", "def f():\n    import mdtraj", "judged where this is absent"),
     ("cli/validate.py", "import pandas as pd", "too heavy"),
     ("checks/__init__.py", "from scipy import stats", "too heavy"),
@@ -229,13 +213,15 @@ BROKEN = [
 ]
 
 ALLOWED = [
-    ("rundir.py", "from omm_mlff import __version__"),
-    ("rundir.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import openmm"),
+    ("record/rundir.py", "from omm_mlff import __version__"),
+    ("record/rundir.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import openmm"),
     ("cli/validate.py", "def f():\n    import torch"),
-    ("report/console.py", "from omm_mlff.judge import judge"),
+    ("report/console.py", "from omm_mlff.verdict.judge import judge"),
     ("checks/drift.py", "from omm_mlff.checks.base import Check\nimport mdtraj"),
-    ("validation.py", "from omm_mlff.judge import judge"),
+    ("validation.py", "from omm_mlff.verdict.judge import judge"),
 ]
+
+FILES = {"units", "errors", "schema", "data", "validation", "doctor"}
 
 
 @pytest.fixture
@@ -243,14 +229,16 @@ def small_package(tmp_path: Path) -> Path:
     package = tmp_path / "omm_mlff"
     for name in (*RANK, *ASIDE):
         folder = package / name
-        if name in {"students", "forces", "potentials", "checks", "cli", "report"}:
-            folder.mkdir(parents=True)
-            (folder / "__init__.py").write_text("")
-        else:
+        if name in FILES:
             package.mkdir(exist_ok=True)
             (package / f"{name}.py").write_text("")
+        else:
+            folder.mkdir(parents=True)
+            (folder / "__init__.py").write_text("")
     (package / "__init__.py").write_text("")
     (package / "checks" / "base.py").write_text("")
+    (package / "dynamics" / "simulate.py").write_text("")
+    (package / "verdict" / "judge.py").write_text("")
     (package / "report" / "console.py").write_text("")
     return package
 

@@ -10,7 +10,7 @@ from springs import NativeSpringPotential, SpringPotential, diatomic, triatomic
 
 from omm_mlff import validate
 from omm_mlff.errors import InputError, OutputExistsError, PlatformError, UnsupportedSystemError
-from omm_mlff.measurement_file import MeasurementFile
+from omm_mlff.verdict.measurement_file import MeasurementFile
 
 PROFILE = """
 title = "a short look at water"
@@ -71,7 +71,7 @@ def test_the_folder_holds_verdict_runs_and_reports(finished):
 
 
 def test_a_finished_validation_can_be_judged_again_from_its_file(finished):
-    from omm_mlff.judge import judge_all
+    from omm_mlff.verdict.judge import judge_all
 
     measured = MeasurementFile.read(finished.folder / "measurements.json")
     assert {k: v.name for k, v in judge_all(measured).items()} == {
@@ -239,9 +239,9 @@ def test_the_diagnosis_is_of_the_policy_that_was_asked_for(finished):
 
 
 def test_the_rungs_of_a_ladder_are_extended_together(tmp_path):
-    from omm_mlff import campaign as campaigns
-    from omm_mlff.profiles import load_profile
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.campaign import campaign as campaigns
+    from omm_mlff.record.rundir import RunRecord
+    from omm_mlff.verdict.profiles import load_profile
 
     path = tmp_path / "ladder.toml"
     path.write_text(

@@ -18,11 +18,11 @@ from omm_mlff.bench.timing import median
 from omm_mlff.bench.ways import raise_where_one_was_stopped, recorded_run
 from omm_mlff.checks.base import Check, Evidence
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import AnalysisError
 from omm_mlff.potentials.base import Potential
-from omm_mlff.rundir import RunRecord
+from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import MolecularSystem, Precision
-from omm_mlff.simulate import simulate
 
 LEAST_STEPS = 1000
 """A shorter run is too short for many checks, which then have nothing to do."""

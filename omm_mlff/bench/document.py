@@ -13,8 +13,8 @@ import torch
 
 from omm_mlff.bench.timing import Interval, Timing, load_per_core
 from omm_mlff.bench.ways import TIMESTEP_FS
+from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.errors import InputError
-from omm_mlff.provenance import package_versions
 from omm_mlff.students.kernel.threads import kernel_threads
 from omm_mlff.units import NS_PER_DAY_PER_FS_PER_MS
 

@@ -44,7 +44,7 @@ class AseVerlet:
             raise MissingPackageError(
                 "ase", "its dynamics", "pip install 'omm-mlff[ase]'"
             ) from error
-        from omm_mlff.calculator import StudentCalculator
+        from omm_mlff.adapters.ase_calculator import StudentCalculator
 
         self.name = name
         boxed = system.box_vectors is not None

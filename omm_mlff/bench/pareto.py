@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from omm_mlff.checks.accuracy import HOTTEST_K
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.potentials.base import Potential
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, NS_PER_DAY_PER_FS_PER_MS

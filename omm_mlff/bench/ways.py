@@ -21,16 +21,16 @@ import torch
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from omm_mlff.dynamics.evaluator import DISCARDED_CALLS, make_context
+from omm_mlff.dynamics.initial_state import degrees_of_freedom, draw_velocities
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import AnalysisError
-from omm_mlff.evaluate import DISCARDED_CALLS, make_context
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential, build_system
-from omm_mlff.prepare import degrees_of_freedom, draw_velocities
-from omm_mlff.rundir import STATUS_FILE, read_json
+from omm_mlff.record.rundir import STATUS_FILE, read_json
 from omm_mlff.schema import MolecularSystem, Precision, RunSpec
-from omm_mlff.simulate import simulate
 from omm_mlff.units import PS_PER_FS
 
 TIMESTEP_FS = 0.5

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
-from omm_mlff.checks.intervals import Estimate, blocks_of_frames, jackknife
 from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, blocks_of_frames, jackknife
 from omm_mlff.units import (
     ANGSTROM_PER_BOHR,
     ANGSTROM_PER_NM,

@@ -50,13 +50,13 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import AFTERMATH_PS
-from omm_mlff.checks.intervals import Estimate, blocks_of_frames, jackknife, t_estimate
 from omm_mlff.errors import MissingPackageError
 from omm_mlff.schema import Declaration, Event, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, blocks_of_frames, jackknife, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, EV_ANGSTROM_PER_KJMOL_NM, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
     from omm_mlff.teachers.ani import Teacher
 
 Float = NDArray[np.float64]

@@ -46,9 +46,9 @@ from numpy.typing import NDArray
 from omm_mlff.checks import drift, gradient, jumps
 from omm_mlff.checks.base import Check, Evidence, absent, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import MIN_FRAMES, Sample, none_lasted, stretches, usable_replicas
-from omm_mlff.checks.intervals import Estimate, mean_over_replicas
 from omm_mlff.errors import InputError
 from omm_mlff.schema import Declaration, Measurement, RunSpec, Where
+from omm_mlff.statistics.intervals import Estimate, mean_over_replicas
 from omm_mlff.units import (
     EV_ANGSTROM_PER_KJMOL_NM,
     MEV_PER_KJMOL,
@@ -56,9 +56,9 @@ from omm_mlff.units import (
 )
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
     from omm_mlff.potentials.base import Potential
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 LONGEST_PS = 1.0
 SHARE_OF_RUN = 0.4
@@ -315,7 +315,7 @@ def _platform(run: RunRecord) -> str:
 
 def _repeated_slopes(spec: RunSpec, potential: Potential, evidence: Evidence) -> list[float]:
     """Slopes of the shadow energy in a run made for the purpose and thrown away, kJ/mol/ps."""
-    from omm_mlff.simulate import simulate
+    from omm_mlff.dynamics.simulate import simulate
 
     with tempfile.TemporaryDirectory(prefix="omm-mlff-attribution-") as folder:
         run = simulate(spec, potential, evidence.system, Path(folder) / "run")
@@ -399,7 +399,7 @@ def _gradient_error_and_bound(
     evaluator: Evaluator, samples: Sequence[Sample], evidence: Evidence
 ) -> tuple[float, float]:
     """The gradient error as exactly as it is to be had, and what a sound potential has."""
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
     dtype = evidence.card.dtype
     potential = _offered_in_float64(evaluator.potential) if dtype != "float64" else None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.intervals import Estimate, garwood
 from omm_mlff.errors import AnalysisError, UnsupportedSystemError
 from omm_mlff.schema import (
     Criterion,
@@ -22,10 +21,11 @@ from omm_mlff.schema import (
     ReferenceLabels,
     Where,
 )
+from omm_mlff.statistics.intervals import Estimate, garwood
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.dynamics.evaluator import Evaluator
+    from omm_mlff.record.rundir import RunRecord
 
 Need = Literal["evaluator", "reference", "runs"]
 

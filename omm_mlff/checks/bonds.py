@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, counted, for_each_run, run_where
 from omm_mlff.checks.frames import Sample, frames_longer_than, stretches
+from omm_mlff.dynamics.stability_watch import BOND_TIME_PS
+from omm_mlff.geometry.distances import BOND_LIMIT_NM, covalent_radii, pair_lengths
 from omm_mlff.schema import Criterion, Declaration, Event, Measurement, MolecularSystem, Where
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
-from omm_mlff.watch import BOND_LIMIT_NM, BOND_TIME_PS, covalent_radii, pair_lengths
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 NEW_RADII = 1.2
 _LOOK_PS = 2.5 * PS_PER_FS  # between looks at the pairs without a bond; a quarter of BOND_TIME_PS

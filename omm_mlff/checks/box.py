@@ -39,18 +39,18 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, sampled
 from omm_mlff.checks.frames import static_frames
-from omm_mlff.checks.intervals import Estimate
 from omm_mlff.checks.invariance import relative
 from omm_mlff.checks.thermostat import molecules
 from omm_mlff.errors import AnalysisError, InputError
-from omm_mlff.raising import is_not_a_number, own_error
+from omm_mlff.forces.potential_errors import is_not_a_number, own_error
 from omm_mlff.schema import RAISED, Criterion, Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.statistics.intervals import Estimate
 from omm_mlff.units import BOLTZMANN, MEV_PER_KJMOL, PS_PER_FS
 
 if TYPE_CHECKING:
     import openmm
 
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_FRAMES = 2
 STRETCH = 1.02

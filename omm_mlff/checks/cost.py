@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from omm_mlff.checks.base import Check, Evidence, absent, sampled
-from omm_mlff.checks.intervals import median
 from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import median
 from omm_mlff.units import BYTES_PER_MIB
 
 N_STEPS = 20

@@ -46,7 +46,7 @@ from omm_mlff.schema import Declaration, Measurement, Where
 from omm_mlff.units import ANGSTROM_PER_NM, BOLTZMANN, MEV_PER_KJMOL
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_FRAMES = 8
 N_SETTLING = 3

@@ -73,12 +73,12 @@ from scipy.special import chdtri
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
-from omm_mlff.checks.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.statistics.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
     from omm_mlff.systems.ensemble import ReferenceEnsemble
 
 Float = NDArray[np.float64]

@@ -44,13 +44,13 @@ from omm_mlff.checks.frames import (
     stretches,
     usable_replicas,
 )
-from omm_mlff.checks.intervals import mean_over_replicas
 from omm_mlff.errors import AnalysisError
 from omm_mlff.schema import Criterion, Declaration, Measurement
+from omm_mlff.statistics.intervals import mean_over_replicas
 from omm_mlff.units import KELVIN_PER_EV_PER_ATOM, MEV_PER_KJMOL, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 _PIECE = 4096
 _BYTES_PER_NUMBER = 8

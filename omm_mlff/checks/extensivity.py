@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
-from omm_mlff.checks.cutoff import two_copies
 from omm_mlff.checks.frames import static_frames
+from omm_mlff.geometry.pulled_apart import two_copies
 from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
 from omm_mlff.units import ANGSTROM_PER_NM, MEV_PER_KJMOL
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_PAIRS = 8
 APART_NM = 3.0

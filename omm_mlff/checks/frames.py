@@ -14,7 +14,7 @@ from omm_mlff.checks.base import Evidence
 from omm_mlff.units import NM_PER_ANGSTROM, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import ReplicaRecord, RunRecord
+    from omm_mlff.record.rundir import ReplicaRecord, RunRecord
 
 DISPLACEMENT_NM = 0.05 * NM_PER_ANGSTROM
 """Per coordinate, of frames made where there are no labelled ones: thermal, at some 300 K."""

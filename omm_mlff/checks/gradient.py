@@ -37,12 +37,12 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, bounds, exact, ratio, sampled
 from omm_mlff.checks.frames import static_frames
-from omm_mlff.checks.intervals import Estimate, t_estimate
 from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, KJMOL_PER_EV, NM_PER_ANGSTROM
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_FRAMES = 8
 N_DIRECTIONS = 4

@@ -47,8 +47,8 @@ from omm_mlff.units import (
 )
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.dynamics.evaluator import Evaluator
+    from omm_mlff.record.rundir import RunRecord
 
 N_SUSPECTS = 2
 """Of each kind, along the runs, and again along the lines between frames."""

@@ -33,7 +33,7 @@ from omm_mlff.checks.frames import in_words, none_lasted, stretches, usable_repl
 from omm_mlff.schema import Declaration, Measurement
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 _PIECE = 4096
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
 from omm_mlff.checks.frames import static_frames
-from omm_mlff.raising import own_error
+from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.schema import Declaration, Measurement, Where
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_FRAMES = 16
 

@@ -203,7 +203,7 @@ def _platform(evidence: Evidence) -> list[Measurement]:
 def _evaluated_by(
     evidence: Evidence, potential: Potential, precision: Precision, frames: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
     platform = evidence.live.platform_name
     with Evaluator(potential, evidence.system, platform, precision) as evaluator:

@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.raising import is_not_a_number, own_error
+from omm_mlff.forces.potential_errors import is_not_a_number, own_error
 from omm_mlff.schema import RAISED, Declaration, Measurement, Where
 from omm_mlff.units import BOLTZMANN, PS_PER_FS
 
 if TYPE_CHECKING:
     import openmm
 
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_STEPS = 10
 """Before the stop, and after it."""
@@ -151,7 +151,7 @@ def _warm_up(context: openmm.Context, evidence: Evidence) -> None:
     """Let a Context forget its first evaluations."""
     import openmm
 
-    from omm_mlff.evaluate import DISCARDED_CALLS
+    from omm_mlff.dynamics.evaluator import DISCARDED_CALLS
 
     context.setPositions(evidence.system.positions)
     # What is wrong shows again when it is run.

@@ -47,7 +47,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.checks.scans import Scan, atom_names, bond_scans, collision, in_vacuum
+from omm_mlff.dynamics.stability_watch import OVERLAP_FRACTION
+from omm_mlff.geometry.distances import covalent_radii, pair_lengths
+from omm_mlff.geometry.scans import Scan, atom_names, bond_scans, collision, in_vacuum
 from omm_mlff.schema import Criterion, Declaration, Measurement, MolecularSystem, Where
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
@@ -55,10 +57,9 @@ from omm_mlff.units import (
     EV_PER_KJMOL,
     NM_PER_ANGSTROM,
 )
-from omm_mlff.watch import OVERLAP_FRACTION, covalent_radii, pair_lengths
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 N_KT = 30.0
 
@@ -270,7 +271,7 @@ class Hole:
 
 def n_starts(system: MolecularSystem) -> int:
     """How many: whole batches, which cost little more than one start alone."""
-    from omm_mlff.evaluate import BATCH_ATOMS
+    from omm_mlff.dynamics.evaluator import BATCH_ATOMS
 
     batch = max(1, BATCH_ATOMS // system.n_atoms)
     return MIN_STARTS if batch > MAX_STARTS else -(-MIN_STARTS // batch) * batch

@@ -41,7 +41,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.checks.scans import BondScan, Scan, TorsionScan, bond_scans, in_vacuum, torsion_scans
+from omm_mlff.geometry.scans import (
+    BondScan,
+    Scan,
+    TorsionScan,
+    bond_scans,
+    in_vacuum,
+    torsion_scans,
+)
 from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
@@ -53,7 +60,7 @@ from omm_mlff.units import (
 )
 
 if TYPE_CHECKING:
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
 
 ACCESSIBLE = 30.0 * BOLTZMANN * 300.0
 """What dynamics at 300 K climb, kJ/mol: 0.776 eV."""

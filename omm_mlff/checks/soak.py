@@ -37,12 +37,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
-from omm_mlff.checks.intervals import median
 from omm_mlff.schema import Declaration, Measurement
+from omm_mlff.statistics.intervals import median
 from omm_mlff.units import BYTES_PER_MIB
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 N_PARTS = 4
 MIN_ROWS = 7

@@ -44,12 +44,12 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
-from omm_mlff.checks.intervals import Estimate, jackknife
 from omm_mlff.schema import Declaration, Measurement
+from omm_mlff.statistics.intervals import Estimate, jackknife
 from omm_mlff.units import INVERSE_CM_PER_RADIAN_PER_PS, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 LONGEST_FRAMES = 16_384
 HIGHEST_PER_CM = 4500.0

@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
-from omm_mlff.checks.intervals import (
+from omm_mlff.geometry.distances import pair_lengths
+from omm_mlff.schema import Declaration, Measurement, MolecularSystem, ReferenceLabels
+from omm_mlff.statistics.intervals import (
     Estimate,
     blocks_of_frames,
     jackknife,
     mean_over_replicas,
     t_estimate,
 )
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, ReferenceLabels
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
-from omm_mlff.watch import pair_lengths
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 _LOOK_PS = 5.0 * PS_PER_FS  # lengths and shapes are correlated over this; fewer frames to read
 _PIECE_NUMBERS = 400_000  # atoms in the frames that are read at a time

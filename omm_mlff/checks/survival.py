@@ -43,13 +43,13 @@ import numpy as np
 
 from omm_mlff.checks.base import Check, Evidence, absent, counted, exact, sampled
 from omm_mlff.checks.bonds import Incident, IncidentScan, from_event, transfers
-from omm_mlff.checks.intervals import Estimate, garwood
-from omm_mlff.checks.kaplan_meier import replicas_needed, survival_at
 from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, garwood
+from omm_mlff.statistics.kaplan_meier import replicas_needed, survival_at
 from omm_mlff.units import PS_PER_NS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 REQUIRED_K = 300.0
 """A model that has events at or below this temperature is of no use."""

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
 from omm_mlff.checks.frames import in_words, none_lasted, usable_replicas
-from omm_mlff.checks.intervals import mean_over_replicas
 from omm_mlff.schema import Declaration, Measurement
+from omm_mlff.statistics.intervals import mean_over_replicas
 from omm_mlff.units import BOLTZMANN
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 TEMPERATURE = Declaration(
     "nve.temperature", "sampled", "K", "mean over the second half and the replicas", "temperature"

@@ -64,13 +64,13 @@ from omm_mlff.checks.frames import (
     stretches,
     usable_replicas,
 )
-from omm_mlff.checks.intervals import Estimate, jackknife, mean_over_replicas
+from omm_mlff.geometry.distances import minimum_image
 from omm_mlff.schema import CONFIDENCE, Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, jackknife, mean_over_replicas
 from omm_mlff.units import BOLTZMANN
-from omm_mlff.watch import minimum_image
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 FORGOTTEN = 7.0
 """Energy relaxes at the rate of the friction: e^-7 is a thousandth of the start."""

@@ -40,12 +40,12 @@ from numpy.typing import NDArray
 from omm_mlff.checks import drift
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
 from omm_mlff.checks.frames import in_words, usable_replicas
-from omm_mlff.checks.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.statistics.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.units import MEV_PER_KJMOL
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 VERLET = 2.0
 LARGEST_FITTED_FS = 0.5

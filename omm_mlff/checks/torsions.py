@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.checks.relaxation import Surface, moved_most, relaxed
+from omm_mlff.geometry.relaxation import Surface, moved_most, relaxed
 from omm_mlff.schema import (
     Declaration,
     Measurement,

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.checks.normal_modes import (
+from omm_mlff.geometry.normal_modes import (
     AMPLITUDE_NM,
     Minimum,
     Modes,
@@ -34,7 +34,7 @@ from omm_mlff.checks.normal_modes import (
     minimum_with_modes,
     normal_modes,
 )
-from omm_mlff.checks.relaxation import Surface, moved_most
+from omm_mlff.geometry.relaxation import Surface, moved_most
 from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
 from omm_mlff.units import MEV_PER_INVERSE_CM
 

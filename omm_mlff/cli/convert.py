@@ -61,8 +61,8 @@ def convert(
 
     Exit codes: 0 done, 2 bad input, 4 the disk is full or not writable.
     """
+    from omm_mlff.adapters.convert import convert as run_conversion
     from omm_mlff.cli.progress import shown_progress
-    from omm_mlff.convert import convert as run_conversion
 
     folder = out if out is not None else Path(f"{_name(run)}-{to}")
     with shown_progress() as progress:

@@ -59,9 +59,9 @@ def simulate(
 ) -> None:
     """Run dynamics with a model and record energies and forces at every step."""
     from omm_mlff.cli.progress import shown_progress
+    from omm_mlff.dynamics.simulate import simulate as run
     from omm_mlff.potentials.registry import load_potential
     from omm_mlff.schema import RunSpec
-    from omm_mlff.simulate import simulate as run
     from omm_mlff.systems import load_system
 
     spec = RunSpec(

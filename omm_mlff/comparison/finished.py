@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError, RunDirectoryError
-from omm_mlff.measurement_file import MeasurementFile
-from omm_mlff.rundir import RunRecord
+from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import Finding, RunSpec, Verdict
+from omm_mlff.verdict.measurement_file import MeasurementFile
 
 VERDICT_FILE = "verdict.json"
 MEASUREMENTS_FILE = "measurements.json"

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omm_mlff import rundir
 from omm_mlff.comparison import picture as pictures
 from omm_mlff.comparison.advice import advise, failures
 from omm_mlff.comparison.compare import Comparison, folder_name
@@ -21,6 +20,7 @@ from omm_mlff.comparison.finished import (
 from omm_mlff.comparison.forecast import outcome
 from omm_mlff.comparison.study import as_markdown, commands
 from omm_mlff.errors import OutputExistsError
+from omm_mlff.record import rundir
 from omm_mlff.report.wording import reason, repeat_command
 from omm_mlff.schema import finite
 

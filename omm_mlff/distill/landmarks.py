@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.normal_modes import AMPLITUDE_NM, hessian, normal_modes
-from omm_mlff.checks.relaxation import Restraint, Surface, relaxed
+from omm_mlff.geometry.normal_modes import AMPLITUDE_NM, hessian, normal_modes
+from omm_mlff.geometry.relaxation import Restraint, Surface, relaxed
 from omm_mlff.schema import MolecularSystem, ReferenceLandmarks, TorsionScan
 from omm_mlff.systems.shipped import (
     LANDMARK_CARD,

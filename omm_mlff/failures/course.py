@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from omm_mlff.checks.drift import shadow_energy
 from omm_mlff.checks.frames import Sample, stretches
 from omm_mlff.checks.temperature import kinetic_temperature
+from omm_mlff.geometry.distances import minimum_image
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import EV_PER_KJMOL, PS_PER_FS
-from omm_mlff.watch import minimum_image
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 _NUMBERS_AT_ONCE = 1_000_000  # of one vector field; four pieces' worth is read at a time
 

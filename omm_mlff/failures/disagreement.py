@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from omm_mlff.errors import MissingPackageError
 from omm_mlff.failures.moments import Moment
+from omm_mlff.geometry.distances import bond_lengths
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES
 from omm_mlff.units import ANGSTROM_PER_NM, EV_ANGSTROM_PER_KJMOL_NM
-from omm_mlff.watch import bond_lengths
 
 if TYPE_CHECKING:
     from omm_mlff.teachers.ani import Teacher

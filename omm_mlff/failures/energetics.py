@@ -41,7 +41,7 @@ from omm_mlff.failures.symptoms import Symptom
 from omm_mlff.units import BOLTZMANN, EV_PER_KJMOL, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
     from omm_mlff.schema import Event
 
 PERIOD_PS = 10.0 * PS_PER_FS

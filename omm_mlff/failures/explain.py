@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from omm_mlff import rundir
 from omm_mlff.checks.bonds import IncidentScan
 from omm_mlff.failures.course import course_of
 from omm_mlff.failures.disagreement import compared_forces, usable_teacher
@@ -35,12 +34,13 @@ from omm_mlff.failures.moments import (
 from omm_mlff.failures.replay import SCRIPT, write_replay
 from omm_mlff.failures.symptoms import Symptom, in_order
 from omm_mlff.potentials.base import Potential
-from omm_mlff.rundir import replica_folder
+from omm_mlff.record import rundir
+from omm_mlff.record.rundir import replica_folder
 from omm_mlff.schema import MolecularSystem, finite
 from omm_mlff.units import PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
     from omm_mlff.teachers.ani import Teacher
 
 MAX_REPLICAS = 3

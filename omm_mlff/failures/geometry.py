@@ -24,7 +24,7 @@ from omm_mlff.failures.symptoms import Symptom
 from omm_mlff.units import ANGSTROM_PER_NM, NM_PER_ANGSTROM, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
     from omm_mlff.schema import Event, MolecularSystem
 
 APART_NM = 10.0 * NM_PER_ANGSTROM

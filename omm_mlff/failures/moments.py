@@ -11,16 +11,16 @@ import openmm
 from numpy.typing import NDArray
 from openmm.app import PDBFile
 
-from omm_mlff import rundir
 from omm_mlff.checks.frames import Sample, stretches
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.record import rundir
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 BEFORE_PS = 50.0 * PS_PER_FS
 N_SHOWN = 10

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff import rundir
 from omm_mlff.errors import OmmMlffError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
+from omm_mlff.record import rundir
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system
 from omm_mlff.units import PS_PER_FS
 
 if TYPE_CHECKING:
-    from omm_mlff.rundir import RunRecord
+    from omm_mlff.record.rundir import RunRecord
 
 SCRIPT, STATE = "replay.py", "state.npz"
 

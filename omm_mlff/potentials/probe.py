@@ -9,7 +9,7 @@ import openmm
 
 from omm_mlff.errors import OmmMlffError
 from omm_mlff.forces.faults import one_line
-from omm_mlff.interrupt import deferred_interrupt
+from omm_mlff.forces.interrupt import deferred_interrupt
 from omm_mlff.schema import MolecularSystem
 
 if TYPE_CHECKING:

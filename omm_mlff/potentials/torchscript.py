@@ -27,13 +27,13 @@ from omm_mlff.errors import InputError
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import make_parametric_force
 from omm_mlff.forces.plugin import Backend
+from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options
 from omm_mlff.potentials.torchscript_file import is_torchscript, open_torchscript
-from omm_mlff.raising import own_error
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 SOURCE = "torchscript"

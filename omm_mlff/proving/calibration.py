@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.drift import slope
-from omm_mlff.checks.intervals import Estimate, mean_over_replicas
-from omm_mlff.judge import bound_in_words, combine, error_exponent, judge, undecided_runs
-from omm_mlff.measurement_file import MeasurementFile
-from omm_mlff.policies import Policy, load_policy
 from omm_mlff.schema import MAX_LOOKS, Criterion, Measurement, Verdict
+from omm_mlff.statistics.intervals import Estimate, mean_over_replicas
+from omm_mlff.verdict.judge import bound_in_words, combine, error_exponent, judge, undecided_runs
+from omm_mlff.verdict.measurement_file import MeasurementFile
+from omm_mlff.verdict.policies import Policy, load_policy
 
 _POINTS = 32
 """Points of the series behind one replica's value, at the first look."""

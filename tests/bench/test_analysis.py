@@ -8,7 +8,7 @@ from springs import SpringPotential, triatomic
 from omm_mlff.bench import analysis
 from omm_mlff.checks.base import Check, Evidence
 from omm_mlff.errors import AnalysisError
-from omm_mlff.rundir import RunRecord
+from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import Measurement
 
 

@@ -14,7 +14,7 @@ from springs import SpringPotential, triatomic
 from omm_mlff.bench import ways
 from omm_mlff.bench.ways import TIMESTEP_FS, Recorded, Unrecorded, Yardstick, velocities
 from omm_mlff.errors import AnalysisError, InputError
-from omm_mlff.rundir import STATUS_FILE, write_json
+from omm_mlff.record.rundir import STATUS_FILE, write_json
 
 HERE = ("Reference", "double")
 
@@ -123,7 +123,7 @@ def test_a_recorded_way_that_was_never_run_leaves_nothing():
 
 
 def test_segments_that_are_closed_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr("omm_mlff.rundir.SEGMENT_FRAMES", 512)
+    monkeypatch.setattr("omm_mlff.record.rundir.SEGMENT_FRAMES", 512)
     way = recorded()
     way.run(1)
     for _ in range(3):

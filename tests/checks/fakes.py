@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from springs import molecule
 
-from omm_mlff.kept import Kept
-from omm_mlff.raising import Tally
-from omm_mlff.rundir import FIELDS
+from omm_mlff.forces.potential_errors import Tally
+from omm_mlff.record.frame_cache import Kept
+from omm_mlff.record.rundir import FIELDS
 from omm_mlff.schema import (
     Measurement,
     MolecularSystem,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from omm_mlff.checks import attribution
 from omm_mlff.checks.attribution import Findings, named
 from omm_mlff.checks.base import Evidence
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.forces.making import make_force
 from omm_mlff.schema import RunSpec
-from omm_mlff.simulate import simulate
 
 CLEAR = Findings(1.0, 1.1, None, 1e-8, 1e-6, 0.9, False, "the largest step is 1 meV")
 

@@ -9,9 +9,9 @@ from springs import molecule
 
 from omm_mlff.checks import bonds, survival
 from omm_mlff.checks.base import Evidence
-from omm_mlff.checks.intervals import garwood
+from omm_mlff.geometry.distances import pair_lengths
 from omm_mlff.schema import Event
-from omm_mlff.watch import pair_lengths
+from omm_mlff.statistics.intervals import garwood
 
 N_FRAMES = 400
 

@@ -13,7 +13,7 @@ from springs import molecule, triatomic
 from omm_mlff.checks import box
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.box import CHECK, pressure_bar, scaled_by_molecule
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import PotentialCard
 from omm_mlff.students.checkpoint import student_names

@@ -14,11 +14,11 @@ from springs import SpringPotential, triatomic
 
 from omm_mlff.checks.base import Check, Evidence, exact
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import AnalysisError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import Measurement, MolecularSystem, ReferenceLabels, RunSpec, Where
-from omm_mlff.simulate import simulate
 from omm_mlff.students.checkpoint import save_student, student_names
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
 from omm_mlff.systems import load_system

@@ -11,6 +11,8 @@ from springs import molecule
 
 from omm_mlff.checks import cutoff
 from omm_mlff.checks.base import Evidence
+from omm_mlff.geometry.distances import van_der_waals_radii
+from omm_mlff.geometry.pulled_apart import first_molecule, two_copies
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM, MEV_PER_KJMOL
 
 CUTOFF = 0.5
@@ -85,7 +87,7 @@ def test_a_smooth_function_leaves_a_step_of_third_order() -> None:
 
 
 def test_crossings_are_where_a_pair_is_at_the_cutoff() -> None:
-    line = cutoff.two_copies(water(), np.random.default_rng(0))
+    line = two_copies(water(), np.random.default_rng(0))
     separations, pairs = line.crossings(CUTOFF)
     assert len(separations) == 9
     positions = line.at(separations)
@@ -98,7 +100,7 @@ def test_crossings_are_where_a_pair_is_at_the_cutoff() -> None:
 
 def test_two_copies_are_two_copies() -> None:
     system = water()
-    line = cutoff.two_copies(system, np.random.default_rng(4))
+    line = two_copies(system, np.random.default_rng(4))
     both = line.system
     assert both.species.tolist() == [8, 1, 1, 8, 1, 1]
     assert both.bonds.tolist() == [[0, 1], [0, 2], [3, 4], [3, 5]]
@@ -115,8 +117,8 @@ def test_of_a_box_the_first_molecule_is_taken_and_made_whole() -> None:
     positions = np.concatenate((one, one + 0.4)) + np.array([0.0, 0.95, 0.0])
     positions[2] -= [0.0, 1.0, 0.0]  # one hydrogen lies in the next box
     box = molecule([8, 1, 1] * 2, positions, [[0, 1], [0, 2], [3, 4], [3, 5]], np.eye(3))
-    assert cutoff.first_molecule(box).tolist() == [0, 1, 2]
-    line = cutoff.two_copies(box, np.random.default_rng(4))
+    assert first_molecule(box).tolist() == [0, 1, 2]
+    line = two_copies(box, np.random.default_rng(4))
     lengths = np.linalg.norm(line.system.positions[1:3] - line.system.positions[0], axis=1)
     assert lengths == pytest.approx(np.linalg.norm(one[1:] - one[0], axis=1), abs=1e-12)
     assert not line.system.periodic
@@ -127,7 +129,7 @@ def test_the_copies_never_come_closer_than_they_should() -> None:
 
     def watching(positions, system):
         r = positions[3:, None] - positions[None, :3]
-        radii = cutoff.van_der_waals_radii(water().species)
+        radii = van_der_waals_radii(water().species)
         seen.append((np.sqrt((r**2).sum(-1)) / (radii[:, None] + radii[None, :])).min())
         return SWITCHED(positions, system)
 

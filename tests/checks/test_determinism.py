@@ -9,7 +9,7 @@ from springs import SpringPotential, molecule, triatomic
 
 from omm_mlff.checks import determinism
 from omm_mlff.checks.base import Evidence
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import MEV_PER_KJMOL
 

@@ -11,7 +11,7 @@ from springs import SpringPotential, triatomic
 
 from omm_mlff.checks import precision
 from omm_mlff.checks.base import Evidence
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.students.checkpoint import student_names
 from omm_mlff.systems import load_system

@@ -130,7 +130,7 @@ def test_every_bound_by_dtype_exists_for_both() -> None:
 @pytest.mark.parametrize("policy", ["strict", "m6"])
 def test_shipped_policies_accept_what_the_checks_declare(policy: str) -> None:
     """Names, units, and the distance between limit and reject are checked there."""
-    from omm_mlff.policies import load_policy
+    from omm_mlff.verdict.policies import load_policy
 
     loaded = load_policy(policy, all_declarations(), default_criteria())
     if policy == "strict":

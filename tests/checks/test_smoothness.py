@@ -12,7 +12,7 @@ from springs import STIFFNESS, SpringPotential, diatomic, molecule, triatomic
 
 from omm_mlff.checks import smoothness
 from omm_mlff.checks.base import Evidence
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
     EV_PER_KJMOL,

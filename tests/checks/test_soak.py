@@ -12,9 +12,9 @@ from scipy.special import stdtr
 
 from omm_mlff.checks import soak
 from omm_mlff.checks.base import Evidence
-from omm_mlff.policies import check_bounds
-from omm_mlff.rundir import Pace
+from omm_mlff.record.rundir import Pace
 from omm_mlff.schema import CONFIDENCE
+from omm_mlff.verdict.policies import check_bounds
 
 ROWS = 40
 STEPS_PER_ROW = 256
@@ -204,8 +204,8 @@ def test_a_run_that_was_extended_counts_its_parts(tmp_path) -> None:
 
     from springs import SpringPotential, triatomic
 
+    from omm_mlff.dynamics.simulate import simulate
     from omm_mlff.schema import RunSpec
-    from omm_mlff.simulate import simulate
 
     spec = RunSpec("springs", "springs", 0.3, 300.0, 2, seed=1, platform="Reference")
     potential, system = SpringPotential(), triatomic()

@@ -9,10 +9,10 @@ import pytest
 from checks.fakes import FakeReplica, FakeRun, by_name, card, water, with_labels
 from scipy.spatial.transform import Rotation
 
-from omm_mlff import rundir
 from omm_mlff.checks import structure
 from omm_mlff.checks.base import Evidence
-from omm_mlff.rundir import ReplicaRecord, SegmentWriter
+from omm_mlff.record import rundir
+from omm_mlff.record.rundir import ReplicaRecord, SegmentWriter
 from omm_mlff.schema import ReferenceLabels
 
 N_FRAMES = 400

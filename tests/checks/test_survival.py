@@ -11,9 +11,9 @@ from springs import molecule
 
 from omm_mlff.checks import survival
 from omm_mlff.checks.base import Evidence
-from omm_mlff.checks.intervals import garwood
-from omm_mlff.checks.kaplan_meier import survival_at
 from omm_mlff.schema import Event, Measurement
+from omm_mlff.statistics.intervals import garwood
+from omm_mlff.statistics.kaplan_meier import survival_at
 
 N_FRAMES, DT = 400, 5e-4
 LENGTH = N_FRAMES * DT

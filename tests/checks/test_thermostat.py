@@ -13,7 +13,6 @@ from springs import STIFFNESS, SpringPotential, molecule, triatomic
 
 from omm_mlff.checks import thermostat
 from omm_mlff.checks.base import Evidence
-from omm_mlff.checks.intervals import Estimate, mean_over_replicas
 from omm_mlff.checks.thermostat import (
     CHECK,
     energies_by_motion,
@@ -25,8 +24,9 @@ from omm_mlff.checks.thermostat import (
     slope_error,
     width_temperature,
 )
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.schema import RunSpec
-from omm_mlff.simulate import simulate
+from omm_mlff.statistics.intervals import Estimate, mean_over_replicas
 from omm_mlff.units import BOLTZMANN
 
 FORGOTTEN_FRAMES = 140  # 0.7 ps at 5 fs a frame and a friction of 10/ps

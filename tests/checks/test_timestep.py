@@ -11,8 +11,8 @@ from checks.fakes import FakeReplica, FakeRun, by_name, card, water
 
 from omm_mlff.checks import timestep
 from omm_mlff.checks.base import Evidence
-from omm_mlff.policies import check_bounds
 from omm_mlff.schema import Event
+from omm_mlff.verdict.policies import check_bounds
 
 MASS, STIFFNESS = 2.0, 3.0e5  # dalton, kJ/mol/nm^2: a period of 16 fs
 RATE = math.sqrt(STIFFNESS / MASS)

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 from checks.fakes import by_name, card
-from checks.test_normal_modes import springs
 from checks.test_vibrations import Batched
+from geometry.test_normal_modes import springs
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.stats import kendalltau

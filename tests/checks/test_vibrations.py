@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 from checks.fakes import FakeEvaluator, by_name, card
-from checks.test_normal_modes import exact_hessian, springs
+from geometry.test_normal_modes import exact_hessian, springs
 from springs import STIFFNESS, diatomic, molecule, triatomic
 
 from omm_mlff.checks import vibrations
 from omm_mlff.checks.base import Evidence
-from omm_mlff.checks.normal_modes import AMPLITUDE_NM, hessian, minimum_with_modes, normal_modes
 from omm_mlff.distill.landmarks import teacher_surface
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.geometry.normal_modes import AMPLITUDE_NM, hessian, minimum_with_modes, normal_modes
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import ReferenceLandmarks
 from omm_mlff.systems import load_system

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from omm_mlff.cli.main import main
-from omm_mlff.rundir import FrameFile, mdtraj_topology
+from omm_mlff.record.rundir import FrameFile, mdtraj_topology
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from omm_mlff import data
-from omm_mlff.checks.normal_modes import AMPLITUDE_NM, hessian, normal_modes
 from omm_mlff.distill.landmarks import (
     LandmarkPlan,
     find_landmarks,
@@ -19,6 +18,7 @@ from omm_mlff.distill.landmarks import (
     turned,
 )
 from omm_mlff.errors import StructureError
+from omm_mlff.geometry.normal_modes import AMPLITUDE_NM, hessian, normal_modes
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system, system_names
 from omm_mlff.systems.shipped import LANDMARK_CARD, LANDMARKS

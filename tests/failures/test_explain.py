@@ -18,13 +18,13 @@ from checks.fakes import FakeReplica, FakeRun
 from springs import SpringPotential, molecule, triatomic
 
 import omm_mlff
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import MissingPackageError
 from omm_mlff.failures import disagreement
 from omm_mlff.failures.explain import MAX_REPLICAS, Explanation, explain
 from omm_mlff.potentials.student import StudentPotential
-from omm_mlff.rundir import RunRecord
+from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import Event, RunSpec
-from omm_mlff.simulate import simulate
 from omm_mlff.students.checkpoint import save_student
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
 from omm_mlff.systems import load_system

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from springs import SpringPotential, triatomic
 
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.failures.explain import explain
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import RunSpec
-from omm_mlff.simulate import simulate
 from omm_mlff.students.checkpoint import student_names
 from omm_mlff.systems import load_system
 

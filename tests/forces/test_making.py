@@ -358,7 +358,7 @@ def test_every_tensor_of_a_scripted_student_moves_with_it(periodic):
 @pytest.mark.parametrize("engine", ["compiled", "scripted"])
 def test_students_compute_where_a_device_is_at_hand_and_the_host_is_asked_for(engine, monkeypatch):
     """Only then is the branch for a device scripted; a machine without one never meets it."""
-    from omm_mlff.evaluate import Evaluator
+    from omm_mlff.dynamics.evaluator import Evaluator
     from omm_mlff.potentials.student import StudentPotential
     from omm_mlff.systems import load_system
 

@@ -14,7 +14,7 @@ import torch
 from springs import NativeSpringPotential, SpringEngine, SpringPotential
 from torch import Tensor, nn
 
-from omm_mlff.ml_potential import register
+from omm_mlff.adapters.openmm_ml import register
 from omm_mlff.potentials import registry
 from omm_mlff.potentials.base import Potential, bare_system
 from omm_mlff.systems import load_system

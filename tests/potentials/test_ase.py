@@ -11,8 +11,8 @@ import openmm
 import pytest
 from springs import molecule
 
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import InputError, MissingPackageError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import ase as source
 from omm_mlff.potentials.base import Potential, build_system

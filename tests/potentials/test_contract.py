@@ -8,8 +8,8 @@ import pytest
 from potentials.examples import OBJECTS, SPECS, example_package, load_example
 from springs import molecule
 
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import UnknownNameError, UnsupportedSystemError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import registry
 from omm_mlff.potentials.base import Potential, build_system

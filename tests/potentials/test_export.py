@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.potentials.export import export_student
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.systems import load_system

@@ -15,8 +15,8 @@ import pytest
 from openmm import app, unit
 from springs import NativeSpringPotential, molecule
 
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import CheckpointError, InputError, UnknownNameError, UnsupportedSystemError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.potentials import committed, native
 from omm_mlff.potentials.base import bare_system, build_system
 from omm_mlff.potentials.registry import as_potential, load_potential

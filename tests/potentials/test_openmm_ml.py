@@ -15,17 +15,17 @@ pytest.importorskip("openmmml", reason="openmm-ml is not installed: pip install 
 
 from openmmml import MLPotential
 
-from omm_mlff import evaluate
+from omm_mlff.adapters.openmm_ml import register
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics import evaluator as evaluator_module
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import (
     InputError,
     MissingPackageError,
     UnknownNameError,
     UnsupportedSystemError,
 )
-from omm_mlff.evaluate import Evaluator
-from omm_mlff.ml_potential import register
 from omm_mlff.potentials.base import build_system
 from omm_mlff.potentials.openmm_ml import OpenmmMLPotential, unusable
 from omm_mlff.potentials.registry import as_potential, load_potential
@@ -263,7 +263,7 @@ def test_static_measurements_are_those_of_the_student_itself(monkeypatch, water)
     A call for many copies rounds float32 sums otherwise, in the last bits; `tiny` is given such
     calls, and openmm-ml knows no copies.
     """
-    monkeypatch.setattr(evaluate, "BATCH_ATOMS", 1)
+    monkeypatch.setattr(evaluator_module, "BATCH_ATOMS", 1)
 
     def measured(spec):
         potential = load_potential(spec)

@@ -15,7 +15,7 @@ from springs import CalledSpringPotential, SpringPotential, molecule, triatomic
 
 from omm_mlff.errors import InputError, UnknownNameError
 from omm_mlff.potentials import registry
-from omm_mlff.potentials.bound import bound
+from omm_mlff.potentials.bound_to_systems import bound
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import split_options
 

@@ -10,8 +10,8 @@ import pytest
 from openmm import app
 from springs import molecule
 
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import InputError, UnsupportedSystemError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.potentials.registry import as_potential, load_potential
 from omm_mlff.potentials.student import StudentPotential, add_student
 from omm_mlff.students.checkpoint import load_student

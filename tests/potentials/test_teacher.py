@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import UnknownNameError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.teacher import TEACHER_SPEC, TeacherPotential
 from omm_mlff.schema import RunSpec
-from omm_mlff.simulate import simulate
 from omm_mlff.systems import load_system
 from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import CheckpointError, InputError, UnsupportedSystemError
-from omm_mlff.evaluate import Evaluator
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import torchscript
 from omm_mlff.potentials.base import build_system

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from omm_mlff.judge import LOOK_SIGNIFICANCE
 from omm_mlff.proving import calibration
 from omm_mlff.proving.calibration import Design, Noise, drift_coverage, verdict_rates
+from omm_mlff.verdict.judge import LOOK_SIGNIFICANCE
 from tests.judged_models import sound
 
 # A sampled drift of 1e-3 per frame beside noise of 1: from invisible to 50 sigma.

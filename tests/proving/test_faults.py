@@ -10,8 +10,8 @@ import pytest
 import torch
 from springs import molecule
 
-from omm_mlff.checks.cutoff import two_copies
-from omm_mlff.evaluate import Evaluator
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.geometry.pulled_apart import two_copies
 from omm_mlff.potentials.base import Potential
 from omm_mlff.proving import faults
 from omm_mlff.proving.grounds import BOX, CLUSTER, METHANOL

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from springs import molecule
 
-from omm_mlff.checks.cutoff import two_copies
+from omm_mlff.geometry.pulled_apart import two_copies
 from omm_mlff.proving.field import PairEngine, angles_of, pairs_of, sound_terms, unknown_elements
 from omm_mlff.proving.grounds import BOX, CHAIN, CLUSTER, METHANOL
 from omm_mlff.units import KJMOL_PER_EV

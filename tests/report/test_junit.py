@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from omm_mlff.judge import exit_code
 from omm_mlff.report import Judged
 from omm_mlff.report.junit import FILE_NAME, write
 from omm_mlff.schema import Where
+from omm_mlff.verdict.judge import exit_code
 from tests.judged_models import broken, count, judged, replaced, sampled, sound, unclear
 
 

@@ -1,0 +1,1 @@
+"""The runs and checks that a profile needs."""

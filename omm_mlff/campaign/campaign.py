@@ -1,0 +1,380 @@
+"""Plans the runs and checks that a profile needs, executes them, and resumes what was interrupted.
+
+Layout of a campaign's folder:
+
+    campaign.json          what was asked for; a resumed campaign must ask for the same
+    runs/<run>/            one run directory for each planned run
+    measurements.json      what the checks found
+    failures/<run>/        what happened in a run that failed, with scripts that replay it
+
+A run keeps its folder when it is extended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omm_mlff.checks.base import Check, Evidence, absent
+from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.provenance import package_versions
+from omm_mlff.dynamics.simulate import simulate
+from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
+from omm_mlff.failures import explain as failures
+from omm_mlff.forces.platforms import choose_platform
+from omm_mlff.forces.threads import threads_for
+from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.bound_to_systems import bound
+from omm_mlff.record import rundir
+from omm_mlff.record.rundir import RunRecord
+from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
+from omm_mlff.systems import load_system
+from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
+from omm_mlff.verdict.profiles import PlannedRun, Profile
+
+REQUEST_FILE = "campaign.json"
+MEASUREMENTS_FILE = "measurements.json"
+FAILURES = "failures"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Everything that one validation will run and measure.
+
+    Attributes
+    ----------
+    systems : by spec; each is measured once
+    runs : in the order of the profile
+    """
+
+    potential: Potential
+    profile: Profile
+    systems: dict[str, MolecularSystem]
+    runs: tuple[PlannedRun, ...]
+    seed: int
+    platform: str
+    folder: Path
+
+    def run_folder(self, run: PlannedRun) -> Path:
+        """Where a planned run lives, however often it is extended."""
+        return self.folder / "runs" / self.spec(run).name
+
+    def spec(self, run: PlannedRun, factor: int = 1) -> RunSpec:
+        """A planned run as `simulate` takes it, `factor` times as long as planned."""
+        # Runs that differ in anything but their system draw different velocities.
+        words = f"{run.temperature_K}/{run.timestep_fs}/{run.length_ps}/{run.n_replicas}"
+        if run.purpose != "production":
+            words += f"/{run.purpose}"
+        digest = hashlib.sha256(f"{self.seed}/{words}".encode()).digest()
+        spec = run.spec(
+            self.potential.spec, int.from_bytes(digest[:4], "big"), platform=self.platform
+        )
+        return dataclasses.replace(spec, length_ps=run.length_ps * factor)
+
+
+def plan(
+    potential: Potential,
+    profile: Profile,
+    *,
+    given: Mapping[str, MolecularSystem] | None = None,
+    seed: int,
+    platform: str,
+    folder: Path,
+    resume: bool,
+) -> Campaign:
+    """Check that everything asked for can be done, then write down what it is.
+
+    Parameters
+    ----------
+    given : systems that are already loaded, by the name that the profile has for them
+
+    Raises
+    ------
+    UnknownNameError, StructureError : a system that cannot be used
+    UnsupportedSystemError : a system that the potential cannot serve
+    PlatformError : the platform is not available
+    OutputExistsError : the folder holds another run, or this one and `resume` is false
+    """
+    specs = dict.fromkeys((*profile.static_systems, *(run.system for run in profile.runs)))
+    loaded = dict(given or {})
+    systems = {spec: loaded.get(spec) or load_system(spec) for spec in specs}
+    names = [system.name for system in systems.values()]
+    if len(set(names)) < len(names):
+        raise InputError(f"two systems have one name ({', '.join(names)}); rename a file")
+    potential = bound(potential, systems.values())
+    for system in systems.values():
+        reason = potential.unsupported(system)
+        if reason:
+            raise UnsupportedSystemError(
+                f"{potential.card.name} cannot serve {system.name}: {reason}"
+            )
+    choose_platform(platform, max(system.n_atoms for system in systems.values()))
+    campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
+    request = {
+        "model": potential.spec,
+        "sha256": potential.card.sha256,
+        "profile": profile.name,
+        "systems": {spec: _digest(system) for spec, system in systems.items()},
+        "runs": [dataclasses.asdict(run) for run in profile.runs],
+        "seed": seed,
+        "platform": platform,
+    }
+    _claim(folder, request, resume=resume)
+    return campaign
+
+
+def execute(campaign: Campaign, progress: Progress | None = None) -> MeasurementFile:
+    """Run what is planned and measure it.
+
+    Runs that a former attempt completed are taken as they are; one that was interrupted goes on.
+    """
+    say = progress or _silent
+    for run in campaign.runs:
+        _simulate(campaign, run, say)
+    measurements: list[Measurement] = []
+    for spec in campaign.systems:
+        measurements += _measure(campaign, spec, all_checks(), say)
+    return _written(campaign, measurements)
+
+
+def extend(
+    campaign: Campaign,
+    measured: MeasurementFile,
+    run_names: Iterable[str],
+    progress: Progress | None = None,
+) -> MeasurementFile:
+    """Double the runs that are named, and measure anew what depends on them.
+
+    The rungs of a ladder, and runs at several temperatures under a thermostat, are read together:
+    where one of them is named all are doubled.
+
+    Parameters
+    ----------
+    run_names : as measurements name them
+    """
+    say = progress or _silent
+    wanted = set(run_names)
+    records = {run: RunRecord.open(campaign.run_folder(run)) for run in campaign.runs}
+    ladders = {
+        (run.system, run.purpose)
+        for run, record in records.items()
+        if record.spec.name in wanted and run.purpose != "production"
+    }
+    touched = {}
+    for run, record in records.items():
+        if record.spec.name in wanted or (run.system, run.purpose) in ladders:
+            factor = round(record.spec.length_ps / run.length_ps) * 2
+            _simulate(campaign, run, say, factor)
+            touched[run.system] = campaign.systems[run.system].name
+    checks = [check for check in all_checks() if "runs" in check.needs]
+    renewed = {row.name for check in checks for row in check.declares}
+    kept = [
+        row
+        for row in measured.measurements
+        if not (row.name in renewed and row.where.system in touched.values())
+    ]
+    for spec in touched:
+        kept += _measure(campaign, spec, checks, say)
+    return _written(campaign, kept)
+
+
+def explain(
+    campaign: Campaign, run_names: Iterable[str], progress: Progress | None = None
+) -> tuple[ExplainedFailure, ...]:
+    """Say what happened in the runs that are named, and write it to `failures/` in the folder.
+
+    Parameters
+    ----------
+    run_names : as measurements name them
+    """
+    say = progress or _silent
+    wanted = set(run_names)
+    explained = []
+    for run in campaign.runs:
+        record = RunRecord.open(campaign.run_folder(run))
+        if record.spec.name not in wanted:
+            continue
+        system = campaign.systems[run.system]
+        say(f"{system.name}: what happened", 0, 1)
+        place = campaign.folder / FAILURES / campaign.run_folder(run).name
+        with threads_for(system.n_atoms):
+            found = failures.explain(record, system, campaign.potential, place)
+        explained += [
+            ExplainedFailure(
+                system.name,
+                item.run,
+                item.replica,
+                item.diagnosis,
+                item.sentence,
+                item.n_failed,
+                str(item.folder.relative_to(campaign.folder)),
+                str(item.replay.relative_to(campaign.folder)) if item.replay else "",
+            )
+            for item in found
+        ]
+        say(f"{system.name}: what happened", 1, 1)
+    return tuple(explained)
+
+
+def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 1) -> None:
+    folder = campaign.run_folder(run)
+    spec = campaign.spec(run, factor)
+    if (folder / rundir.STATUS_FILE).exists():
+        record = RunRecord.open(folder)
+        if record.status["state"] == "complete" and record.spec.length_ps >= spec.length_ps:
+            return
+        # An extension that was interrupted goes on to where it was meant to go.
+        spec = dataclasses.replace(spec, length_ps=max(spec.length_ps, record.spec.length_ps))
+    system = campaign.systems[run.system]
+    label = f"{system.name}: {spec.n_replicas} x {spec.length_ps:g} ps at {spec.temperature_K:g} K"
+    simulate(
+        spec,
+        campaign.potential,
+        system,
+        folder,
+        resume=True,
+        progress=lambda done, total: say(label, done, total),
+    )
+
+
+def _measure(
+    campaign: Campaign, spec: str, checks: Sequence[Check], say: Progress
+) -> list[Measurement]:
+    system = campaign.systems[spec]
+    potential = campaign.potential
+    records = tuple(
+        RunRecord.open(campaign.run_folder(run)) for run in campaign.runs if run.system == spec
+    )
+    static = spec in campaign.profile.static_systems
+    measurements: list[Measurement] = []
+    with (
+        threads_for(system.n_atoms),
+        Evaluator(potential, system, campaign.platform) as evaluator,
+    ):
+        evidence = Evidence(
+            system=system,
+            card=potential.card,
+            runs=records,
+            evaluator=evaluator,
+            seed=campaign.seed,
+            reference_energy_kjmol=potential.reference_energy(system),
+        )
+        purposes = {record.spec.purpose for record in records}
+        due = [check for check in checks if _is_due(check, static, purposes)]
+        for done, check in enumerate(due):
+            say(f"{system.name}: {check.name}", done, len(due))
+            measurements += check.measure(evidence)
+        for check in (check for check in checks if check not in due):
+            reason = f"profile {campaign.profile.name} has nothing for it to look at"
+            measurements += [
+                absent(row, Where(system=system.name), reason) for row in check.declares
+            ]
+        say(f"{system.name}: checks", len(due), len(due))
+    return measurements
+
+
+def _is_due(check: Check, static: bool, purposes: Set[str]) -> bool:
+    return bool(check.reads & purposes) if "runs" in check.needs else static
+
+
+def _planned(campaign: Campaign) -> tuple[Planned, ...]:
+    """Every measurement that a criterion may ask for, system by system, run by run."""
+    planned = []
+    for spec, system in campaign.systems.items():
+        runs = [run for run in campaign.runs if run.system == spec]
+        static = spec in campaign.profile.static_systems
+        for check in all_checks():
+            if not _is_due(check, static, {run.purpose for run in runs}):
+                continue
+            places = [Where(system=system.name)]
+            if "runs" in check.needs and not check.joint:
+                read = [run for run in runs if run.purpose in check.reads]
+                names = [RunRecord.open(campaign.run_folder(run)).spec.name for run in read]
+                places = [Where(system=system.name, run=name) for name in names]
+            planned += [Planned(row.name, place) for row in check.declares for place in places]
+    return tuple(planned)
+
+
+def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> MeasurementFile:
+    checks = all_checks()
+    records = [RunRecord.open(campaign.run_folder(run)) for run in campaign.runs]
+    measured = MeasurementFile(
+        card=dataclasses.asdict(campaign.potential.card),
+        scope=campaign.profile.scope,
+        declarations=tuple(row for check in checks for row in check.declares),
+        default_criteria=tuple(row for check in checks for row in check.criteria),
+        planned=_planned(campaign),
+        measurements=tuple(measurements),
+        provenance=_provenance(campaign, records),
+    )
+    path = campaign.folder / MEASUREMENTS_FILE
+    with rundir.storage_errors(path):
+        measured.write(path)
+    return measured
+
+
+def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, Any]:
+    first = records[0].provenance if records else {}
+    return {
+        "versions": dict(package_versions()),
+        "platform": first.get("platform"),
+        "precision": first.get("precision"),
+        "force": first.get("force"),
+        "engine": first.get("engine"),
+        "recording": first.get("recording"),
+        "seed": campaign.seed,
+        "runs": {
+            record.spec.name: {
+                "platform": record.provenance["platform"],
+                "simulated_ps": record.spec.length_ps * record.n_replicas,
+            }
+            for record in records
+        },
+        "reference": {
+            system.name: system.reference.method if system.reference else None
+            for system in campaign.systems.values()
+        },
+    }
+
+
+def _digest(system: MolecularSystem) -> str:
+    """Changes with everything of a system that its runs depend on."""
+    digest = hashlib.sha256()
+    box = np.zeros(0) if system.box_vectors is None else system.box_vectors
+    for array in (system.species, system.masses, system.positions, system.bonds, box):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
+    path = folder / REQUEST_FILE
+    if path.exists():
+        if not resume:
+            raise OutputExistsError(
+                f"{folder} already holds a validation; use --resume to go on with it, "
+                "or another --out"
+            )
+        found = rundir.read_json(path)
+        different = sorted(key for key in request if found.get(key) != request[key])
+        if different:
+            raise OutputExistsError(
+                f"{folder} holds another validation (different: {', '.join(different)}); "
+                "use another --out"
+            )
+        return
+    rundir.make_folder(folder)
+    rundir.write_json(path, request)
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    """Nobody watches."""

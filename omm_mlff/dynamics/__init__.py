@@ -1,0 +1,1 @@
+"""A potential in motion: evaluator, start, replicas, recording, watch."""

@@ -1,0 +1,1 @@
+"""Distances, molecules, scans, relaxation, normal modes."""

@@ -1,0 +1,1 @@
+"""Intervals and survival, whatever is measured."""

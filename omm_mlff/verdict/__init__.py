@@ -1,0 +1,1 @@
+"""From measurements to a verdict, where torch and OpenMM need not be."""
