@@ -207,7 +207,7 @@ def _register_tap_op() -> Any:
 
     def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         tap, x = _taps[handle], positions.detach()
-        place = None if tap.ring is None else tap.ring.place(x)
+        place = None if tap.ring is None or x.is_cuda else tap.ring.place(x)
         if place is not None:
             tap.count()
             energies, forces = evaluate_molecules(student, x, place)
