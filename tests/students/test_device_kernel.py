@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from students.emulation import Emulator
+from students.test_compiled import random_student, scattered, shipped
 
 from omm_mlff.students import compiled
 from omm_mlff.students.engine import MoleculeEngine
 from omm_mlff.students.kernel import build, layout
 from omm_mlff.students.student import Student, StudentConfig
 from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
-from students.emulation import Emulator
-from students.test_compiled import random_student, scattered, shipped
 
 ATOMS = torch.tensor([6, 8, 1, 7, 1, 1]).repeat(11)
 ONE_LAYER = StudentConfig("one layer", n_features=5, n_layers=1, n_radial=7, n_readout=3)
@@ -59,10 +59,7 @@ def test_source_computes_what_the_scripted_student_computes_in_float64(
     n_threads: int,
     n_teams: int,
 ) -> None:
-    if isinstance(student, str):
-        made = shipped(student, torch.float64)
-    else:
-        made = random_student(student)
+    made = shipped(student, torch.float64) if isinstance(student, str) else random_student(student)
     x = scattered(n_atoms, n_copies)
     found = emulator.run(
         made,

@@ -1,8 +1,8 @@
 """Compiles the device kernel, keeps what was compiled, loads it, and launches it.
 
 NVRTC and the driver are reached through cuda-bindings; both come with torch's own wheels, so that
-no CUDA toolkit is needed. What was compiled is kept beside the host's kernel, by architecture and by
-what it was made of, with a hash of its content.
+no CUDA toolkit is needed. What was compiled is kept beside the host's kernel, by architecture and
+by what it was made of, with a hash of its content.
 """
 
 from __future__ import annotations
