@@ -47,6 +47,10 @@ _OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 _DIGEST_BYTES = 64
 _CLUSTER_ARCHITECTURE = 90
 _PORTABLE_CLUSTER = 8
+_CONFIGS_KEPT = 64
+_LEAST_BYTES = 48 * 1024
+"""Below this a block is better alone on its multiprocessor."""
+
 _RESERVED_BYTES = 1024
 """Shared memory that the system keeps of each block."""
 
@@ -219,8 +223,7 @@ class Launch:
         if self.stamps is not None:
             a.stamps = self.stamps.data_ptr()
         stream = torch.cuda.current_stream(self._index).cuda_stream
-        with torch.cuda.device(self._index):
-            self._function.launch(self.n_blocks, self.call.shared_bytes, stream, a)
+        self._function.launch(self.n_blocks, self.call.shared_bytes, stream, a)
         return energies, forces
 
     def _template(self) -> Arguments:
@@ -293,7 +296,10 @@ class Function:
     def __init__(self, index: int, cubin: bytes, cluster: int, block_bytes: int) -> None:
         self._driver = driver = _bindings("driver")
         self._cluster = cluster
+        self._configs: dict[tuple[int, int, int], Any] = {}
         with torch.cuda.device(index):
+            torch.zeros(1, device=f"cuda:{index}")  # its context is current from here on
+            self._context = _done(driver.cuCtxGetCurrent)
             self._module = _done(driver.cuModuleLoadData, cubin)  # as long as the process lasts
             self._handle = _done(driver.cuModuleGetFunction, self._module, _FUNCTION)
             names = driver.CUfunction_attribute
@@ -340,33 +346,49 @@ class Function:
         return n
 
     def launch(self, n_blocks: int, shared_bytes: int, stream: int, arguments: Arguments) -> None:
-        """Put a launch into a stream of the device that is current.
+        """Put a launch into a stream of torch's context on this device.
 
         Raises
         ------
         KernelError : the driver refused it
         """
+        driver = self._driver
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         config = self._config(n_blocks, shared_bytes, stream)
-        _done(self._driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(pointers), 0)
+        # A thread that torch has not met, or OpenMM, may have another context or none.
+        elsewhere = int(_done(driver.cuCtxGetCurrent)) != int(self._context)
+        if elsewhere:
+            _done(driver.cuCtxPushCurrent, self._context)
+        try:
+            _done(driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(pointers), 0)
+        finally:
+            if elsewhere:
+                _done(driver.cuCtxPopCurrent)
 
     def _config(self, n_blocks: int, shared_bytes: int, stream: int) -> Any:
+        key = (n_blocks, shared_bytes, stream)
+        found = self._configs.get(key)
+        if found is None:
+            if len(self._configs) >= _CONFIGS_KEPT:
+                self._configs.clear()
+            found = self._configs[key] = self._new_config(*key)
+        return found
+
+    def _new_config(self, n_blocks: int, shared_bytes: int, stream: int) -> Any:
         driver = self._driver
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = n_blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = N_THREADS, 1, 1
         config.sharedMemBytes = shared_bytes
         config.hStream = driver.CUstream(stream)
+        config.numAttrs = 0
         if self._cluster > 1:
             dimension = driver.CUlaunchAttribute()
             dimension.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            value = dimension.value
-            value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self._cluster, 1, 1
-            dimension.value = value
+            size = dimension.value.clusterDim  # a view: what is set here is set in `dimension`
+            size.x, size.y, size.z = self._cluster, 1, 1
             config.attrs = [dimension]
             config.numAttrs = 1
-        else:
-            config.numAttrs = 0
         return config
 
     def _set(self, attribute: Any, value: int) -> None:
@@ -415,7 +437,7 @@ def _compile(architecture: str, options: tuple[str, ...]) -> bytes:
 
 
 def _compile_with_log(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    known = _nvrtc("nvrtcGetSupportedArchs")[1]
+    known = _nvrtc("nvrtcGetSupportedArchs")[-1]
     if int(architecture.removeprefix("sm_")) not in known:
         raise KernelError(
             f"NVRTC does not know {architecture} (it knows {', '.join(f'sm_{k}' for k in known)}); "

@@ -220,7 +220,7 @@ def plan_call(
     w_items = max(w_least, min(target * 4 // size, w_most))
     share_items = 4 * _WIDEST_SHARED * N_THREADS if variant.cluster > 1 else 0
     x_all = max(n * (k + 4) for n, k, _, _ in products)
-    x_least = max(k + 4 for _, k, _, _ in products)
+    x_least = max(k + 4 for _, k, _, _ in products) + 2 * _PULLS * (variant.slice + 1)
     room = (block_bytes - 16) // size - share_items
     if room - 2 * w_items < x_least:
         w_items = w_least
