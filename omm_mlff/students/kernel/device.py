@@ -32,6 +32,7 @@ from omm_mlff.students.kernel.layout import (
     Arguments,
     Call,
     Variant,
+    block_budget,
     cluster_sizes,
     packed_constants,
     packed_weights,
@@ -48,9 +49,6 @@ _DIGEST_BYTES = 64
 _CLUSTER_ARCHITECTURE = 90
 _PORTABLE_CLUSTER = 8
 _CONFIGS_KEPT = 64
-_LEAST_BYTES = 48 * 1024
-"""Below this a block is better alone on its multiprocessor."""
-
 _RESERVED_BYTES = 1024
 """Shared memory that the system keeps of each block."""
 
@@ -149,7 +147,7 @@ class DeviceModel:
         self, device: Device, variant: Variant, n_atoms: int, n_copies: int, group: int | None
     ) -> tuple[Function, int, Call]:
         function = device.function(variant)
-        most = min(device.block_bytes, device.processor_bytes // variant.blocks - _RESERVED_BYTES)
+        most = block_budget(variant, device.block_bytes, device.processor_bytes)
         # Planned once to know what a block needs, and once more with how many then run at once.
         n_teams = device.n_processors
         for _ in range(2):
@@ -293,12 +291,13 @@ def device_of(index: int) -> Device:
 class Function:
     """A kernel that is loaded on a device."""
 
-    def __init__(self, index: int, cubin: bytes, cluster: int, block_bytes: int) -> None:
+    def __init__(self, device: Device, cubin: bytes, cluster: int) -> None:
         self._driver = driver = _bindings("driver")
+        self._device = device
         self._cluster = cluster
         self._configs: dict[tuple[int, int, int], Any] = {}
-        with torch.cuda.device(index):
-            torch.zeros(1, device=f"cuda:{index}")  # its context is current from here on
+        with torch.cuda.device(device.index):
+            torch.zeros(1, device=f"cuda:{device.index}")  # its context is current from here on
             self._context = _done(driver.cuCtxGetCurrent)
             self._module = _done(driver.cuModuleLoadData, cubin)  # as long as the process lasts
             self._handle = _done(driver.cuModuleGetFunction, self._module, _FUNCTION)
@@ -308,7 +307,8 @@ class Function:
                 names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
                 self._handle,
             )
-            self._set(names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, block_bytes - int(own))
+            most = device.block_bytes - int(own)
+            self._set(names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
             if cluster > _PORTABLE_CLUSTER:
                 self._set(names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
 
@@ -330,14 +330,12 @@ class Function:
                 N_THREADS,
                 shared_bytes,
             )
-            current = _done(driver.cuCtxGetDevice)
-            names = driver.CUdevice_attribute
-            processors = _done(
-                driver.cuDeviceGetAttribute,
-                names.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-                current,
-            )
-            n = int(each) * int(processors)
+            n = int(each) * self._device.n_processors
+            # As much shared memory as they want, and all the rest for the cache.
+            wanted = int(each) * (shared_bytes + _RESERVED_BYTES)
+            percent = min(100, -(-100 * wanted // self._device.processor_bytes))
+            names = driver.CUfunction_attribute
+            self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
         if n < 1:
             raise KernelError(
                 f"the device has no room for a block of {shared_bytes // 1024} KB"
@@ -398,7 +396,7 @@ class Function:
 @functools.cache
 def _function(device: Device, variant: Variant) -> Function:
     cubin = compiled_kernel(f"sm_{device.architecture}", variant)
-    return Function(device.index, cubin, variant.cluster, device.block_bytes)
+    return Function(device, cubin, variant.cluster)
 
 
 def compiled_kernel(architecture: str, variant: Variant) -> bytes:
@@ -414,12 +412,19 @@ def compiled_kernel(architecture: str, variant: Variant) -> bytes:
     options = _options(architecture, variant)
     parts = (_source(), version, *options)
     digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
-    return _stored(f"painn-{architecture}-{digest}.cubin", lambda: _compile(architecture, options))
+    return _stored(
+        f"painn-{architecture}-{digest}.cubin", lambda: _compile(architecture, options)[0]
+    )
 
 
-def compile_log(architecture: str, variant: Variant) -> str:
-    """What the assembler says of a kernel: registers, shared memory and spills by function."""
-    return _compile_with_log(architecture, _options(architecture, variant))[1]
+def compile_kernel(architecture: str, variant: Variant) -> tuple[bytes, str]:
+    """The kernel, and what the assembler says of it: registers and spills by function.
+
+    Raises
+    ------
+    KernelError : no NVRTC, an architecture that it does not know, or a source that it refuses
+    """
+    return _compile(architecture, _options(architecture, variant))
 
 
 def _options(architecture: str, variant: Variant) -> tuple[str, ...]:
@@ -432,11 +437,7 @@ def _source() -> str:
     return files(__package__).joinpath(_SOURCE).read_text(encoding="utf-8")
 
 
-def _compile(architecture: str, options: tuple[str, ...]) -> bytes:
-    return _compile_with_log(architecture, options)[0]
-
-
-def _compile_with_log(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+def _compile(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
     known = _nvrtc("nvrtcGetSupportedArchs")[-1]
     if int(architecture.removeprefix("sm_")) not in known:
         raise KernelError(

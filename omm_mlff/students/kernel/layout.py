@@ -30,6 +30,12 @@ _TILES = (1, 2, 3, 5, 7, 10)
 _WIDEST_DOUBLE = 5
 _WIDEST_SHARED = 3
 _MOST_SHARERS = 8
+_LEAST_BYTES = 48 * 1024
+"""Below this a block is better alone on its multiprocessor."""
+
+_RESERVED_BYTES = 1024
+"""Shared memory that the system keeps of each block."""
+
 _CHUNK_ITEMS, _CLUSTER_CHUNK_ITEMS = 4096, 8192
 PHASES = (
     "table of pairs",
@@ -178,6 +184,18 @@ def cluster_sizes(n_features: int) -> tuple[int, ...]:
         if part >= 8 and part * cluster < 1.35 * n_features:
             sizes.append(cluster)
     return tuple(sizes)
+
+
+def block_budget(variant: Variant, block_bytes: int, processor_bytes: int) -> int:
+    """Shared memory that a block is given.
+
+    Parameters
+    ----------
+    block_bytes : the most that the device gives one
+    processor_bytes : what a multiprocessor has for all its blocks
+    """
+    share = max(_LEAST_BYTES, processor_bytes // variant.blocks) - _RESERVED_BYTES
+    return min(block_bytes, share)
 
 
 def plan_call(

@@ -401,8 +401,14 @@ DEVICE void product_pass(const Seat& seat, const Shape& p, const T* weights, con
 }
 
 // out = in weights [+ bias], for the columns of this block; `wait`: what other blocks wrote goes in.
-DEVICE_CALL void product(const Seat seat, const Shape p, const T* packed, const Input in,
-                         const Output to, bool wait) {
+DEVICE_CALL void product_call(int rank, int x_items, int w_items, int n_rows, int n_in, int sections,
+                              int slice, int tile, int parts, const T* packed, const T* in_a,
+                              const T* in_b, int a_row, int b_row, int split, T* out, const T* bias,
+                              T* slope, const T* scale, bool add, bool wait) {
+    const Seat seat{rank, x_items, w_items};
+    const Shape p{n_rows, n_in, sections, slice, {tile, parts}};
+    const Input in{in_a, in_b, a_row, b_row, split};
+    const Output to{out, bias, slope, scale, add};
     BLOCK_MEMORY;
     T* x = reinterpret_cast<T*>(memory);
     const int columns = p.sections * p.slice, stride = p.n_in + 4;
@@ -440,11 +446,21 @@ DEVICE_CALL void product(const Seat seat, const Shape p, const T* packed, const 
     }
 }
 
+// The same; one by one, arguments stay in registers, where structures would be put on the stack of
+// every thread.
+DEVICE void product(const Seat& seat, const Shape& p, const T* packed, const Input& in,
+                    const Output& to, bool wait) {
+    product_call(seat.rank, seat.x_items, seat.w_items, p.n_rows, p.n_in, p.sections, p.slice,
+                 p.plan.tile, p.plan.parts, packed, in.a, in.b, in.a_row, in.b_row, in.split, to.out,
+                 to.bias, to.slope, to.scale, to.add, wait);
+}
+
 // ------------------------------------------------------------------------------- the table of pairs
 
 // Positions to pairs: distances, radial functions, the prior. Every block for itself.
 template <class P>
-DEVICE_CALL void tabulate(const State st, const P* positions, int first_copy, int copies) {
+DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy, int copies) {
+    const State st = state;
     const Arguments& a = st.a;
     const double* c = a.constants;
     const int n = a.n_atoms;
@@ -593,7 +609,8 @@ DEVICE void take_filter(const T* filter, int section, int feature, T (&w)[BASIS]
 
 // What the atoms receive: into s, and from v (of layers after the first) to v_mid.
 template <bool FIRST>
-DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const T* v_l) {
+DEVICE_CALL void receive(const State& state, const T* filter, const T* phi_l, const T* v_l) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     const int n = st.n_atoms;
@@ -680,8 +697,9 @@ DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const 
 }
 
 // Back to what was sent: from gs and gv to g_phi, and to gv_next, which includes gv.
-DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, const T* v_l, const T* gv_l,
+DEVICE_CALL void send_back(const State& state, const T* filter, const T* phi_l, const T* v_l, const T* gv_l,
                       T* gv_next) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     const int n = st.n_atoms;
@@ -751,7 +769,8 @@ DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, cons
 // Back to distances and directions of the pairs, both directions of a pair together: what this
 // block's features bring, summed in the order of the features.
 template <bool FIRST>
-DEVICE_CALL void pull(const State st, const T* filter, const T* phi_l, const T* v_l, const T* gv_l, bool add) {
+DEVICE_CALL void pull(const State& state, const T* filter, const T* phi_l, const T* v_l, const T* gv_l, bool add) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     constexpr int LINE = F + 1;  // odd: those who sum find no bank twice
@@ -889,7 +908,8 @@ DEVICE Quad smooth_norm(const Quad& x, const Quad& y, const Quad& z, T squared) 
 
 DEVICE T quotient(T a, T b) { return b > T(0) ? a / b : T(0); }
 
-DEVICE_CALL void update(const State st, int l, const T* w) {
+DEVICE_CALL void update(const State& state, int l, const T* w) {
+    const State st = state;
     const int N = st.n_rows;
     T *mixed = st.at(MIXED, l), *norm = st.at(NORM, l), *inner = st.at(INNER, l);
     T *gate = st.at(GATE, l), *slope = st.at(GATE_SLOPE, l), *v = st.at(VECTORS, l);
@@ -928,7 +948,8 @@ DEVICE_CALL void update(const State st, int l, const T* w) {
 }
 
 // Gradients before the update of layer l from those after it; gs and gv in place.
-DEVICE_CALL void update_back(const State st, int l, const T* w, T* gv) {
+DEVICE_CALL void update_back(const State& state, int l, const T* w, T* gv) {
+    const State st = state;
     const int N = st.n_rows;
     const T *mixed = st.at(MIXED, l), *norm = st.at(NORM, l), *inner = st.at(INNER, l);
     const T *gate = st.at(GATE, l), *slope = st.at(GATE_SLOPE, l);
@@ -982,7 +1003,8 @@ DEVICE_CALL void update_back(const State st, int l, const T* w, T* gv) {
 }
 
 // Energies of the atoms, by rank and part, and the gradients of s and of the last vectors.
-DEVICE_CALL void read_out(const State st, const T* v, T* gv) {
+DEVICE_CALL void read_out(const State& state, const T* v, T* gv) {
+    const State st = state;
     const T* w = st.a.weights;
     const int N = st.n_rows;
     const T squared = T(st.a.constants[EPSILON] * st.a.constants[EPSILON]);
@@ -1025,7 +1047,8 @@ DEVICE_CALL void read_out(const State st, const T* v, T* gv) {
 
 // Everything that the ranks brought, by the first of them.
 template <class P>
-DEVICE_CALL void collect(const State st, P* forces, int first_copy, int copies) {
+DEVICE_CALL void collect(const State& state, P* forces, int first_copy, int copies) {
+    const State st = state;
     const Arguments& a = st.a;
     const double* c = a.constants;
     const int n = a.n_atoms;
