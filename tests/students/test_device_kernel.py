@@ -495,3 +495,47 @@ def test_without_a_device_positions_on_one_are_served_scripted() -> None:
     fast = compiled_engine(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]))
     assert engine_on(fast, "cuda") == "scripted"
     assert engine_on(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]), "cpu") == "scripted"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n_copies", [1, 16, 300])
+@pytest.mark.parametrize("name", ["original", "tiny", "ultra-tiny"])
+def test_device_computes_what_the_scripted_engine_computes_and_a_graph_repeats_it(
+    name: str, n_copies: int
+) -> None:
+    student = load_student(name)
+    fast = compiled_engine(MoleculeEngine(student, ATOMS[:13], n_copies))
+    assert engine_on(fast, "cuda") == "compiled (CUDA)"
+    trial = torch.from_numpy(0.1 * compiled._trial(13)[0])
+    x = torch.cat([trial + 0.001 * k / n_copies for k in range(n_copies)]).cuda()
+    found = fast(x)
+    energy, force = off((found[0].cpu(), found[1].cpu()), student, x.cpu(), n_copies)
+    assert energy < 1e-6
+    assert force < 1e-4
+    again = fast(x)
+    assert torch.equal(again[0], found[0])
+    assert torch.equal(again[1], found[1])
+    graph = torch.cuda.CUDAGraph()
+    moved = x.clone()
+    with torch.cuda.graph(graph):
+        replayed = fast(moved)
+    moved.copy_(x * 1.01)
+    graph.replay()
+    wanted = fast(x * 1.01)
+    torch.cuda.synchronize()
+    assert torch.equal(replayed[0], wanted[0])
+    assert torch.equal(replayed[1], wanted[1])
+
+
+@pytest.mark.cuda
+def test_on_a_device_positions_that_are_not_finite_spoil_their_own_copy_alone() -> None:
+    fast = compiled_engine(MoleculeEngine(load_student("original"), ATOMS[:6], 3))
+    x = scattered(6, 3).float().cuda()
+    clean_energies, clean_forces = fast(x)
+    x[6 + 2, 1] = torch.nan
+    energies, forces = fast(x)
+    assert forces.dtype == torch.float32
+    assert torch.isnan(energies[1])
+    assert forces.reshape(3, -1)[1].isnan().all()
+    assert torch.equal(energies[[0, 2]], clean_energies[[0, 2]])
+    assert torch.equal(forces.reshape(3, -1)[[0, 2]], clean_forces.reshape(3, -1)[[0, 2]])

@@ -147,19 +147,23 @@ class DeviceModel:
         self, device: Device, variant: Variant, n_atoms: int, n_copies: int, group: int | None
     ) -> tuple[Function, int, Call]:
         function = device.function(variant)
-        most = block_budget(variant, device.block_bytes, device.processor_bytes)
-        # Planned once to know what a block needs, and once more with how many then run at once.
-        n_teams = device.n_processors
-        for _ in range(2):
-            call = plan_call(
-                variant, n_atoms, n_copies, n_teams=n_teams, block_bytes=most, group=group
-            )
-            n_teams = function.teams_at_once(call.shared_bytes)
-        if variant.cluster > 1 and n_teams < min(n_copies, call.n_groups):
-            raise KernelError(
-                f"the device runs {n_teams} clusters of {variant.cluster} blocks at once"
-            )
-        return function, n_teams, call
+        shared = block_budget(variant, device.block_bytes, device.processor_bytes)
+        # A cluster takes all that a multiprocessor has, unless more of them must share it.
+        budgets = (device.block_bytes, shared) if variant.cluster > 1 else (shared,)
+        for budget in budgets:
+            # Planned once to know what a block needs, and once more with how many then run at once.
+            n_teams = device.n_processors
+            for _ in range(2):
+                call = plan_call(
+                    variant, n_atoms, n_copies, n_teams=n_teams, block_bytes=budget, group=group
+                )
+                n_teams = function.teams_at_once(call.shared_bytes)
+            if n_teams >= n_copies or variant.cluster == 1:
+                return function, n_teams, call
+        raise KernelError(
+            f"the device runs {n_teams} clusters of {variant.cluster} blocks at once, "
+            f"and there are {n_copies} copies"
+        )
 
 
 class Launch:
