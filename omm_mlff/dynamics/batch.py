@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.blocks import Blocks, DeviceBlocks, HostBlocks
 from omm_mlff.dynamics.checkpoint import Checkpoint
 from omm_mlff.dynamics.evaluator import Evaluator, make_context
 from omm_mlff.dynamics.initial_state import draw_velocities, thermal_velocities
@@ -26,7 +27,7 @@ from omm_mlff.dynamics.replicas import Replicas
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.dynamics.stepper import Stepper
 from omm_mlff.forces.interrupt import deferred_interrupt
-from omm_mlff.forces.tap import Ring, Tap
+from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import SegmentWriter, replica_folder
@@ -36,6 +37,8 @@ from omm_mlff.units import PS_PER_FS
 _WAITING_FRAMES = 4096
 _WAITING_BYTES = 2**24
 """Of frames that wait to be written, whichever is less: an append costs the same for one or all."""
+_DEVICE_BYTES = 2**28
+"""Of a device's memory, for energies and forces that wait to be read out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,7 @@ class BatchPlan:
 
     @property
     def on_host(self) -> bool:
+        """Whether this process computes itself."""
         return self.platform_name in ("Reference", "CPU")
 
     def alone(self) -> Evaluator:
@@ -102,8 +106,7 @@ def record_batch(
     if left is not None and not left.alive.any():
         progress(plan.spec.n_steps)  # there is nothing to extend
         return
-    tapped = plan.potential.has_tap(plan.system)
-    tap = Tap(len(plan.replicas), plan.system.n_atoms) if tapped else None
+    tap = _tap_for(plan) if plan.potential.has_tap(plan.system) else None
     try:
         # Ctrl-C inside a callback would reach OpenMM as an error without a message.
         with deferred_interrupt() as interrupted:
@@ -113,6 +116,21 @@ def record_batch(
     finally:
         if tap is not None:
             tap.close()
+
+
+def _tap_for(plan: BatchPlan) -> Tap:
+    """A tap; on a device one that holds two blocks of steps, or as many as there is memory for."""
+    n_replicas, n_atoms = len(plan.replicas), plan.system.n_atoms
+    if not counts_itself(plan.platform_name):
+        return Tap(n_replicas, n_atoms)
+    frame_bytes = 8 * n_replicas * (3 * n_atoms + 1)
+    n_slots = max(2, min(2 * ROW_STEPS, _DEVICE_BYTES // frame_bytes))
+    return Tap(n_replicas, n_atoms, n_slots=n_slots, counted=True)
+
+
+def counts_itself(platform_name: str) -> bool:
+    """Whether a look at what was evaluated would wait for a device."""
+    return platform_name not in ("Reference", "CPU")
 
 
 class _Course:
@@ -199,18 +217,33 @@ class _Course:
 
     @np.errstate(over="ignore", invalid="ignore")  # what flies apart is recorded, not warned of
     def _steps(self, recorder: Recorder, progress: Callable[[int], None]) -> None:
-        n_steps = self.plan.spec.n_steps
+        first_step, n_steps = self.first_step, self.plan.spec.n_steps
+
+        def limit(step: int) -> int:
+            """To the run's end, and no further than the pace's next row."""
+            return min(n_steps - step, ROW_STEPS - (step - first_step) % ROW_STEPS)
+
         stepper = Stepper(
             self.replicas,
             self.watch,
             recorder,
             stride=self.plan.spec.record_stride,
+            limit=limit,
             thermostatted=self.thermostatted,
-            ring=self._ring(min(ROW_STEPS, recorder.size)),
+            blocks=self._blocks(recorder.size),
             alone=self.plan.alone,
             stopped=self._stopped,
             interrupted=self.interrupted,
         )
+        try:
+            self._take_all(stepper, recorder, progress)
+        finally:
+            stepper.close()
+
+    def _take_all(
+        self, stepper: Stepper, recorder: Recorder, progress: Callable[[int], None]
+    ) -> None:
+        n_steps = self.plan.spec.n_steps
         calls_before = self.tap.n_calls if self.tap is not None else 0
         pace = Pace(self._status, on_host=self.plan.on_host, first_step=self.step)
         segment_began = started = time.monotonic()
@@ -219,14 +252,10 @@ class _Course:
                 self._close_segment(recorder, self.step)
                 self._account(started, calls_before, self.step - self.first_step)
                 raise KeyboardInterrupt
-            # Up to where the recorder is full, and no further than the pace's next row.
-            left = min(n_steps, pace.next_step) - self.step
-            self.step += stepper.take(self.step, min(left, stepper.room(self.step)))
+            self.step += stepper.take(self.step)
             if not self.replicas.alive.any():
                 break
             progress(self.step)
-            if recorder.full:
-                recorder.flush()
             row_due = self.step == pace.next_step
             pace.note(self.step)
             if row_due and (
@@ -240,12 +269,15 @@ class _Course:
         if not self.replicas.alive.any():
             progress(n_steps)
 
-    def _ring(self, n_frames: int) -> Ring | None:
-        """Where many steps in one call are kept; None where they must be taken one by one."""
+    def _blocks(self, room: int) -> Blocks | None:
+        """How many steps in one call are taken; None where they must be taken one by one."""
         repeatable = getattr(self.plan.potential, "repeatable", False)
-        if self.tap is None or self.thermostatted or not self.plan.on_host or not repeatable:
+        if self.tap is None or self.thermostatted or not repeatable:
             return None
-        return Ring(n_frames, len(self.plan.replicas), self.plan.system.n_atoms)
+        if not self.tap.counted:
+            return HostBlocks(self.replicas, min(ROW_STEPS, room))
+        n_most = max(1, min(ROW_STEPS, room, self.tap.n_slots // 2))
+        return DeviceBlocks(self.replicas, n_most, self.plan.spec.precision)
 
     def _stopped(self, events: dict[int, Event]) -> None:
         for r, event in events.items():

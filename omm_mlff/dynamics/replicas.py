@@ -45,6 +45,7 @@ class Replicas:
     positions, velocities : shape (n_replicas, n_atoms, 3), nm and nm/ps, after the last step that
         was recorded, as the integrator has them; in the Context they may have moved on
     alive : shape (n_replicas,), those that were not stopped
+    inverse_mass : shape (1, n_atoms, 1), 1/dalton
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Replicas:
         self.positions = np.zeros(self.shape)
         self.velocities = np.zeros(self.shape)
         self.alive = np.ones(n_replicas, dtype=bool)
-        self._inverse_mass = 1.0 / system.masses[None, :, None]
+        self.inverse_mass = 1.0 / system.masses[None, :, None]
         self._half_mass = 0.5 * system.masses[None, :, None]
 
     def begin(
@@ -121,6 +122,10 @@ class Replicas:
             _, forces = self.ask()
         return forces
 
+    def times(self, first: int, n: int) -> NDArray[np.float64]:
+        """Of `n` steps from step `first` on, ps."""
+        return self.timestep_ps * np.arange(first, first + n).astype(np.float64)
+
     def kinetic(self, velocities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Kinetic energy of every replica, velocities of shape (..., n_replicas, n_atoms, 3)."""
         each = self._half_mass * velocities * velocities
@@ -129,7 +134,7 @@ class Replicas:
 
     def half_kick(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
         """What Verlet's velocities gain in the half step that they are behind."""
-        gained: NDArray[np.float64] = (0.5 * self.timestep_ps) * forces * self._inverse_mass
+        gained: NDArray[np.float64] = (0.5 * self.timestep_ps) * forces * self.inverse_mass
         return gained
 
     @contextlib.contextmanager

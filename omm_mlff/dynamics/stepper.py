@@ -1,9 +1,10 @@
 """Steps of many replicas, recorded: many in one call of OpenMM, or one at a time.
 
-Where the potential says that it is `repeatable`, OpenMM takes many steps in one call and the tap
-keeps what each of them evaluates. Velocities are then (x(t) - x(t - dt)) (1 / dt), which is what
-OpenMM sets them to, to the last bit. When anything is amiss with any of those steps, they are taken
-again from where they began, one by one, and what happens is dealt with where it happens.
+Where the potential says that it is `repeatable`, OpenMM takes a block of steps in one call and the
+tap keeps what each of them evaluates (`blocks`). When anything is amiss with any of those steps,
+they are taken again from where they began, one by one, and what happens is dealt with where it
+happens. On a device the next block is under way while one is looked at; where that one was amiss,
+the next has never been.
 
 A potential whose own code raises ends the replica for which it did, with the step and the message,
 and the others go on. Where several replicas share one evaluation, each is evaluated alone to see
@@ -18,8 +19,10 @@ from collections.abc import Callable
 
 import numpy as np
 import openmm
+import torch
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.blocks import Blocks, State
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.frames import Frames
 from omm_mlff.dynamics.recording import Recorder
@@ -27,7 +30,6 @@ from omm_mlff.dynamics.replicas import Replicas
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.forces.faults import nobody_alone
 from omm_mlff.forces.potential_errors import is_not_a_number, own_error
-from omm_mlff.forces.tap import Ring
 from omm_mlff.schema import Event
 
 _CALL_SECONDS = 0.5
@@ -44,8 +46,9 @@ class Stepper:
     watch : says which of them to stop
     recorder : keeps the frames
     stride : every so many-th step is recorded
+    limit : how many steps may be taken from a step on, 0 at the run's end; a function of that step
     thermostatted : velocities are recorded as the integrator has them
-    ring : where many steps in one call are kept; None where they must be taken one by one
+    blocks : how many steps in one call are taken; None where they must be taken one by one
     alone : makes an evaluator of one replica, to see for which of many a potential raised
     stopped : called with the events of a step, by index in the batch, once it is recorded
     interrupted : whether somebody wants to stop
@@ -58,8 +61,9 @@ class Stepper:
         recorder: Recorder,
         *,
         stride: int,
+        limit: Callable[[int], int],
         thermostatted: bool,
-        ring: Ring | None,
+        blocks: Blocks | None,
         alone: Callable[[], Evaluator],
         stopped: Callable[[dict[int, Event]], None],
         interrupted: Callable[[], bool],
@@ -69,84 +73,97 @@ class Stepper:
         self.recorder = recorder
         self.stride = stride
         self.thermostatted = thermostatted
-        self.ring = ring
+        self.limit = limit
+        self.blocks = blocks
         self.alone = alone
         self.stopped = stopped
         self.interrupted = interrupted
         self._steps_a_call = _FIRST_CALL_STEPS
+        self._launched: tuple[int, int, float] | None = None
 
-    def take(self, first: int, most: int) -> int:
+    def take(self, first: int) -> int:
         """Some steps, from step `first` on, recorded.
 
         Returns
         -------
-        how many: 1 to `most`; the last of them may be the last of all replicas
+        how many; the last of them may be the last of all replicas
         """
-        if self.ring is not None:
-            most = min(most, self.ring.n_frames, self._steps_a_call)
-            if self._many(self.ring, first, most):
-                return most
-        return self._one_by_one(first, most)
+        n = self._size(first, self.recorder.room)
+        if self.blocks is None or not self._block(self.blocks, first, n):
+            n = self._one_by_one(first, n)
+        if self.recorder.full:
+            self.recorder.flush()
+        return n
 
-    def room(self, step: int) -> int:
-        """How many steps from `step` on there is room for before the recorder must be flushed."""
-        return (self.recorder.room - 1) * self.stride + self.stride - step % self.stride
+    def close(self) -> None:
+        """Wait for what is under way, and forget it."""
+        self._forget()
+        if self.blocks is not None:
+            self.blocks.close()
 
-    def _many(self, ring: Ring, first: int, n: int) -> bool:
+    def _size(self, first: int, room: int) -> int:
+        """How many steps may be taken together, with room for so many frames."""
+        until_full = (room - 1) * self.stride + self.stride - first % self.stride
+        n = min(self.limit(first), until_full)
+        return n if self.blocks is None else min(n, self.blocks.n_most, self._steps_a_call)
+
+    def _block(self, blocks: Blocks, first: int, n: int) -> bool:
         """`n` steps in one call of OpenMM, recorded.
 
         Returns
         -------
         False where something is amiss in any of them: then everything is as it was before
         """
-        replicas, tap = self.replicas, self.replicas.tap
-        assert tap is not None
-        alive_before = tap.alive.clone()
-        began = time.monotonic()
-        ring.empty(unmasked=bool(replicas.alive.all()))
-        tap.ring = ring
-        try:
-            replicas.context.getIntegrator().step(n)
-        except openmm.OpenMMException:
-            sound = False
-        else:
-            sound = ring.n_received == n
-        finally:
-            tap.ring = None
-        if sound:
-            end = replicas.in_context()
-            frames = self._frames(ring, first, n)
-            sound = self.watch.passes(
-                first,
-                frames.positions,
-                frames.velocities,
-                frames.potential_energy,
-                frames.kinetic_energy,
-                replicas.alive,
-            )
-        if not sound:
-            tap.alive.copy_(alive_before)
+        replicas = self.replicas
+        if self._launched is None:
+            self._launch(blocks, first, n, (replicas.positions, replicas.velocities))
+        assert self._launched is not None
+        assert self._launched[:2] == (first, n)
+        began, self._launched = self._launched[2], None
+        landed = blocks.land()
+        seconds = max(time.monotonic() - began, 1e-6)
+        if landed is not None and blocks.overlap:
+            n_frames = len(range(-first % self.stride, n, self.stride))
+            self._steps_a_call = self._next_size(n, seconds)
+            following = self._size(first + n, self.recorder.room - n_frames or self.recorder.size)
+            if following > 0:
+                self._launch(blocks, first + n, following, landed.end)
+        frames = None if landed is None else landed.frames()
+        if landed is None or frames is None or not self._passes(first, frames):
+            self._forget()
+            assert replicas.tap is not None
+            replicas.tap.alive.copy_(torch.from_numpy(replicas.alive))
             replicas.put_back()
             return False
         self.recorder.add(frames.every(self.stride, first), replicas.alive)
-        replicas.positions, replicas.velocities = end
-        seconds = max(time.monotonic() - began, 1e-6)
-        self._steps_a_call = max(1, min(2 * n, int(n * _CALL_SECONDS / seconds)))
+        replicas.positions, replicas.velocities = landed.end
+        if not blocks.overlap:
+            self._steps_a_call = self._next_size(n, max(time.monotonic() - began, 1e-6))
         return True
 
-    def _frames(self, ring: Ring, first: int, n: int) -> Frames:
-        replicas = self.replicas
-        positions, forces = ring.positions[:n], ring.forces[:n]
-        moved = np.diff(positions, axis=0) * (1.0 / replicas.timestep_ps)
-        velocities = np.concatenate((replicas.velocities[None], moved))
-        velocities += replicas.half_kick(forces)
-        return Frames(
-            replicas.timestep_ps * np.arange(first, first + n).astype(np.float64),
-            positions,
-            velocities,
-            forces,
-            ring.energies[:n],
-            replicas.kinetic(velocities),
+    def _next_size(self, n: int, seconds: float) -> int:
+        return max(1, min(2 * n, int(n * _CALL_SECONDS / seconds)))
+
+    def _launch(self, blocks: Blocks, first: int, n: int, start: State) -> None:
+        began = time.monotonic()
+        blocks.launch(first, n, start)
+        self._launched = first, n, began
+
+    def _forget(self) -> None:
+        """What was launched has never been; the Context is left where it came to."""
+        self._launched = None
+        if self.blocks is not None:
+            self.blocks.forget()
+
+    def _passes(self, first: int, frames: Frames) -> bool:
+        """Whether no replica is to be stopped in any of them."""
+        return self.watch.passes(
+            first,
+            frames.positions,
+            frames.velocities,
+            frames.potential_energy,
+            frames.kinetic_energy,
+            self.replicas.alive,
         )
 
     def _one_by_one(self, first: int, n: int) -> int:

@@ -35,7 +35,7 @@ def run(folder: Path, potential: Any, name: str, **changes: Any) -> RunRecord:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Course, "_ring", lambda self, n_frames: None)
+    monkeypatch.setattr(_Course, "_blocks", lambda self, room: None)
 
 
 def frames(record: RunRecord, replica: int) -> dict[str, Any]:
