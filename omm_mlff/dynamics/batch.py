@@ -106,7 +106,8 @@ def record_batch(
     if left is not None and not left.alive.any():
         progress(plan.spec.n_steps)  # there is nothing to extend
         return
-    tap = _tap_for(plan) if plan.potential.has_tap(plan.system) else None
+    tapped = plan.potential.capabilities(plan.system).tap
+    tap = _tap_for(plan) if tapped else None
     try:
         # Ctrl-C inside a callback would reach OpenMM as an error without a message.
         with deferred_interrupt() as interrupted:
@@ -271,7 +272,7 @@ class _Course:
 
     def _blocks(self, room: int) -> Blocks | None:
         """How many steps in one call are taken; None where they must be taken one by one."""
-        repeatable = getattr(self.plan.potential, "repeatable", False)
+        repeatable = self.plan.potential.capabilities(self.plan.system).repeatable
         if self.tap is None or self.thermostatted or not repeatable:
             return None
         if not self.tap.counted:

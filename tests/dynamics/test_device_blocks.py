@@ -18,6 +18,7 @@ from omm_mlff.dynamics import batch, blocks
 from omm_mlff.dynamics.leapfrog import ends_agree, leapfrog
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import built_as
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import RunSpec
@@ -50,6 +51,7 @@ class Springs(SpringPotential):
         if self.single_positions:
             engine = SinglePositions(engine)
         openmm_system.addForce(make_force(engine, periodic=False, tap=tap))
+        return built_as(self.backend)
 
 
 @pytest.fixture
