@@ -95,6 +95,8 @@ def _record(
     provenance["integrator"] = _integrator_provenance(spec)
     provenance["force"] = built.force
     provenance["engine"] = built.engine_on(platform_name)
+    if platform_name == "CUDA":
+        provenance["cuda_graph"] = {"used": built.graph, "reason": built.graph_reason}
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
