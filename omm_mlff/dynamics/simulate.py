@@ -6,6 +6,7 @@ Replicas that fit into one System run together (`batch`); the rest runs after th
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def simulate(
 
     Raises
     ------
-    InputError : the ensemble is not known, or the run has no step
+    InputError : what no simulation can be, see `require_possible`
     UnsupportedSystemError : the potential cannot serve the system
     PlatformError : the platform is not available
     OutputExistsError : the folder holds another run
@@ -61,18 +62,37 @@ def simulate(
     ValidationFailure : memory or the device failed; likewise
     """
     folder = Path(folder)
-    if spec.ensemble not in ENSEMBLES:
-        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
-    if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
-        raise InputError(
-            f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
-            f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
-        )
+    require_possible(spec)
     refuse_unsupported(potential, system)
     batch_size = min(spec.n_replicas, potential.capabilities(system).max_replicas)
     with threads_for(batch_size * system.n_atoms):
         _record(spec, potential, system, folder, batch_size, resume, progress)
     return RunRecord.open(folder)
+
+
+def require_possible(spec: RunSpec) -> None:
+    """Refuse what no simulation can be.
+
+    Raises
+    ------
+    InputError : an unknown ensemble; a temperature or a seed below 0; a length, a timestep, a stride
+        or a number of steps or replicas that is not positive; a number that is not finite
+    """
+    if spec.ensemble not in ENSEMBLES:
+        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
+    for wanted, unit, value, low in (
+        ("a temperature of 0 or more", " K", spec.temperature_K, 0.0),
+        ("a length above 0", " ps", spec.length_ps, math.ulp(0.0)),
+        ("a timestep above 0", " fs", spec.timestep_fs, math.ulp(0.0)),
+        ("a seed of 0 or more", "", spec.seed, 0),
+    ):
+        if not (math.isfinite(value) and value >= low):
+            raise InputError(f"a run needs {wanted}; got {value:g}{unit}")
+    if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
+        raise InputError(
+            f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
+            f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
+        )
 
 
 def _record(
