@@ -75,8 +75,8 @@ def require_possible(spec: RunSpec) -> None:
 
     Raises
     ------
-    InputError : an unknown ensemble; a temperature or a seed below 0; a length, a timestep, a stride
-        or a number of steps or replicas that is not positive; a number that is not finite
+    InputError : an unknown ensemble; a temperature or a seed below 0; a length, a timestep, a
+        stride, a number of steps or replicas that is not positive; a number that is not finite
     """
     if spec.ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
