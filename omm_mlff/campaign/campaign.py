@@ -32,6 +32,7 @@ from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
@@ -118,7 +119,7 @@ def plan(
     campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
     request = {
         "model": potential.spec,
-        "sha256": potential.card.sha256,
+        "sha256": content_hash(potential),
         "profile": profile.name,
         "systems": {spec: _digest(system) for spec, system in systems.items()},
         "runs": [dataclasses.asdict(run) for run in profile.runs],

@@ -15,7 +15,7 @@ from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
 from omm_mlff.dynamics.provenance import run_provenance
 from omm_mlff.dynamics.recording import StatusLog
 from omm_mlff.dynamics.replicas import FRICTION_PER_PS, Batch
-from omm_mlff.errors import InputError, StorageError
+from omm_mlff.errors import InputError, OutputExistsError, StorageError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
@@ -93,6 +93,8 @@ def _record(
     provenance["integrator"] = _integrator_provenance(spec)
     provenance["force"] = built.force
     provenance["engine"] = built.engine_on(platform_name)
+    if resume:
+        _refuse_another_model(folder, provenance)
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -115,6 +117,20 @@ def _record(
             log.write("interrupted")
         raise
     log.write("complete")
+
+
+def _refuse_another_model(folder: Path, provenance: dict[str, Any]) -> None:
+    """Go on only with the model that a run was begun with, whatever their names are."""
+    if not (folder / rundir.PROVENANCE_FILE).exists():
+        return
+    found = rundir.read_json(folder / rundir.PROVENANCE_FILE).get("potential", {})
+    before, now = found.get("sha256"), provenance["potential"]["sha256"]
+    if before is not None and before != now:
+        raise OutputExistsError(
+            f"{folder} holds a run of another model named {found.get('name')}: its content had the "
+            f"sha256 {before[:12]}..., this one's is {str(now)[:12]}...; use another --out, or the "
+            "model as it was"
+        )
 
 
 def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from omm_mlff.forces.plugin import Backend, built_as, resolve_backend
 from omm_mlff.forces.scripting import script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
@@ -72,7 +73,9 @@ class StudentPotential:
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
-            self._card = _card({"name": student.config.name}, student)
+            numbers = [str(student.config), str(student.dtype), dict(student.state_dict())]
+            card = {"name": student.config.name, "sha256": content_digest(numbers)}
+            self._card = _card(card, student)
         else:
             self.student = load_student(student)
             options = [f"engine={engine}"] * (engine != "auto") + ["cuda_graphs=True"] * cuda_graphs
