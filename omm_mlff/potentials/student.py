@@ -131,7 +131,7 @@ class StudentPotential:
             repeatable=True,
             reads_box=True,
             graphs=not single,
-            force="torchforce",
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
             float64_twin=None if self.student.dtype == torch.float64 else self.in_float64,
         )
 

@@ -118,7 +118,7 @@ class TorchScriptPotential:
             tap=True,
             reads_box=True,
             graphs=not system.periodic,  # to be tried: what a file does inside is not known
-            force="torchforce",
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
         )
 
     def add_to(
