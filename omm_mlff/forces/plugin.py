@@ -80,6 +80,12 @@ def load_kernels() -> tuple[str, ...]:
     return tuple(still)
 
 
+def load_failures() -> list[str]:
+    """OpenMM's messages on the libraries that it has not loaded, those loaded since left out."""
+    failures = openmm.Platform.getPluginLoadFailures()
+    return [row for row in failures if _KERNELS not in row] + list(load_kernels())
+
+
 @contextlib.contextmanager
 def _without_simtk_notice() -> Iterator[None]:
     """The plugin imports simtk, which logs a notice; an unconfigured root logger would get a
@@ -155,7 +161,7 @@ def built_as(
 def python_force_or_error() -> Literal["pythonforce"]:
     if not hasattr(openmm, "PythonForce"):
         raise InputError(
-            f"openmm {openmm.Platform.getOpenMMVersion()} has no PythonForce (8.4 or newer has); "
+            f"openmm {openmm.Platform.getOpenMMVersion()} has no PythonForce (8.5 or newer has); "
             f"install the plugin: {_PLUGIN_INSTALL}"
         )
     return "pythonforce"
