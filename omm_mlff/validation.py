@@ -14,6 +14,7 @@ from omm_mlff.campaign import campaign as campaigns
 from omm_mlff.campaign.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
 from omm_mlff.errors import InputError
+from omm_mlff.forces.platforms import device_asked
 from omm_mlff.potentials.registry import as_potential
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
@@ -83,6 +84,7 @@ def validate(
     profile: str | Path = "quick",
     policy: str | Path = "strict",
     platform: str = "auto",
+    allow_fallback: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -98,7 +100,10 @@ def validate(
         or systems already loaded, each under its own name
     profile : a shipped name, or the path of a TOML file
     policy : likewise; its verdict counts, and its undecided runs are the ones that are extended
-    platform : of OpenMM, or "auto"
+    platform : of OpenMM, or "auto": the faster one for this potential, system by system. One device
+        of several is taken inside `forces.platforms.on_device`
+    allow_fallback : where a platform is named, go on through a PythonForce, which computes on the
+        host, if TorchForce cannot be had; otherwise that is an error
     out : a new folder; by default a fresh one under `runs/`
     resume : go on with what `out` holds
     seed : of velocities and of every random choice in the checks
@@ -144,6 +149,7 @@ def validate(
         platform=platform,
         folder=folder,
         resume=resume,
+        allow_fallback=allow_fallback,
     )
     measured = campaigns.execute(campaign, progress)
     verdicts = judge_all(measured, policies)
@@ -164,7 +170,8 @@ def validate(
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
         provenance={
             **measured.provenance,
-            "command": _command(potential.spec, names, profile, policy, platform, seed),
+            "command": _command(potential.spec, names, profile, policy, platform, seed)
+            + " --allow-fallback" * allow_fallback,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
@@ -193,5 +200,6 @@ def _command(
     words += [f"--system {system}" for system in systems]
     words += [f"--profile {profile}", f"--policy {policy}"]
     words += [f"--platform {platform}"] if platform != "auto" else []
+    words += [f"--device {device_asked()}"] if device_asked() is not None else []
     words += [f"--seed {seed}"] if seed else []
     return " ".join(words)

@@ -25,6 +25,7 @@ from omm_mlff.forces.plugin import Backend, built_as, resolve_backend
 from omm_mlff.forces.scripting import script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
@@ -74,7 +75,9 @@ class StudentPotential:
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
-            self._card = _card({"name": student.config.name}, student)
+            numbers = [str(student.config), str(student.dtype), dict(student.state_dict())]
+            card = {"name": student.config.name, "sha256": content_digest(numbers)}
+            self._card = _card(card, student)
         else:
             self.student = load_student(student)
             options = [f"engine={engine}"] * (engine != "auto") + ["cuda_graphs=True"] * cuda_graphs
@@ -130,7 +133,7 @@ class StudentPotential:
             repeatable=True,
             reads_box=True,
             graphs=not single,
-            force="torchforce",
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
             float64_twin=None if self.student.dtype == torch.float64 else self.in_float64,
         )
 

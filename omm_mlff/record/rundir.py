@@ -123,7 +123,8 @@ def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume
         old = RunSpec.from_json(read_json(spec_path))
         if not resume:
             raise OutputExistsError(f"{folder} already holds a run; use --resume or another --out")
-        if dataclasses.replace(old, length_ps=spec.length_ps) != spec:
+        # Where it is computed is no part of what is asked for; provenance.json says where it was.
+        if dataclasses.replace(old, length_ps=spec.length_ps, platform=spec.platform) != spec:
             raise OutputExistsError(
                 f"{folder} holds another run ({old.name}, {old.potential}); use another --out"
             )
