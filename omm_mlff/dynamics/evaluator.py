@@ -12,7 +12,7 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.dynamics.graphs import Case, open_context
-from omm_mlff.errors import AnalysisError, UnsupportedSystemError
+from omm_mlff.errors import AnalysisError, InputError, UnsupportedSystemError
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import nobody_alone, one_line
 from omm_mlff.forces.interrupt import deferred_interrupt
@@ -160,7 +160,17 @@ class Evaluator:
         -------
         energies : shape (n_frames,), kJ/mol; NaN where the potential gives none
         forces : shape of `positions`, kJ/mol/nm
+
+        Raises
+        ------
+        InputError : positions of another shape
         """
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 3 or positions.shape[1:] != (self.system.n_atoms, 3):
+            raise InputError(
+                f"positions: wanted shape (n_frames, {self.system.n_atoms}, 3) in nm, got "
+                f"{positions.shape}; of one frame take positions[None]"
+            )
         n_copies = self._n_copies() if batched and box_vectors is None else 1
         energies = np.empty(len(positions))
         forces = np.empty(np.shape(positions))
@@ -346,6 +356,10 @@ class Evaluator:
             if system is self.system:
                 raise AnalysisError(f"a second Context could not be made: {error}") from error
             raise
+
+    def __repr__(self) -> str:
+        name = self.potential.card.name
+        return f"<Evaluator of {name} on {self.system.name}, {self.platform_name}>"
 
     def close(self) -> None:
         """Give the Contexts and their taps back."""

@@ -20,7 +20,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import replay
-from omm_mlff.forces.platforms import platform_properties
+from omm_mlff.forces.platforms import device_asked, platform_properties
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential
 from omm_mlff.schema import MolecularSystem, Precision
@@ -53,13 +53,19 @@ Numbers = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Copies of a molecular system under a potential, in a Context."""
+    """Copies of a molecular system under a potential, in a Context.
+
+    Attributes
+    ----------
+    device : the index that was asked for; None for the platform's own choice
+    """
 
     potential: Potential
     system: MolecularSystem
     platform_name: str
     precision: Precision
     n_copies: int
+    device: int | None = field(default_factory=device_asked)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def open_context(
     except Exception as error:  # what somebody else's objects raise is not known beforehand
         reason = f"no trial in a process of its own: {one_line(error)}"
         return new_context(openmm_system, integrator, case), replace(built, graph_reason=reason)
-    key = (content, case.system.species.tobytes(), case.n_copies, case.precision)
+    key = (content, case.system.species.tobytes(), case.n_copies, case.precision, case.device)
     decision = _compared.get(key)
     if decision is None:
         decision = _trial(content, built, case)
@@ -217,7 +223,7 @@ def _trial(content: str, built: Built, case: Case) -> Decision:
     """Whether a capture can be tried in this process."""
     if built.engines.get("cuda") == "compiled":
         return Decision(True, "replays of its kernel agree with the network")
-    key = (content, case.precision, *_versions())
+    key = (content, case.precision, str(case.device), *_versions())
     if key not in _tried:
         wrong = in_process_of_its_own(case)
         agreed = "replays agree with launches in a process of their own, and with the network here"

@@ -32,6 +32,7 @@ from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options
@@ -55,7 +56,7 @@ class TorchScriptPotential:
     box : which argument of `forward` is the box; by default the one that is named like one
     dtype : of the network; by default that of the module's numbers, float32 where it has none
     cutoff_nm : None where it is not known
-    sha256 : of the file
+    sha256 : of the file, or of what an object holds
     description : what `omm-mlff export` stored in the file
     backend : which Force carries it
     cuda_graphs : whether its evaluations of a molecule on CUDA are captured once and replayed;
@@ -122,7 +123,7 @@ class TorchScriptPotential:
             reads_box=True,
             # To be tried: what a file does inside is not known.
             graphs=not system.periodic and self.cuda_graphs is not False,
-            force="torchforce",
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
         )
 
     def add_to(
@@ -414,7 +415,8 @@ def wrap(thing: nn.Module) -> TorchScriptPotential:
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
     module = read_script(buffer.getvalue())
-    return TorchScriptPotential(module, spec=f"an object: {name}", name=name)
+    digest = content_digest(module)
+    return TorchScriptPotential(module, spec=f"an object: {name}", name=name, sha256=digest)
 
 
 def _path_of(spec: str) -> Path:
