@@ -3,17 +3,18 @@
 A graph repeats the kernels of one evaluation, without Python and without TorchScript. That is right
 only where each evaluation does the same work, and a capture that fails can leave the process
 without a usable device. So a capture is first tried in a process of its own (`graph_trial`), once
-for a potential, precision and version of everything; the package's own kernel is known to be
-capturable and needs none. Then, for every number of atoms and copies, the numbers of replays are
-held against the network evaluated directly, at structures that differ, and evaluations are counted
-on the device: a replay is one for which Python was not called. What does not pass is launched.
+for a potential, precision and version of everything; that it passed is kept in the cache's folder.
+The package's own kernel is known to be capturable and needs none. Then, for every number of atoms
+and copies, the numbers of replays are held against the network evaluated directly, at structures
+that differ, and evaluations are counted on the device: a replay is one for which Python was not
+called. What does not pass is launched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import importlib.metadata
 import json
 import os
 import pickle
@@ -29,6 +30,7 @@ import openmm
 import torch
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import replay
@@ -36,6 +38,7 @@ from omm_mlff.forces.platforms import device_asked, platform_properties
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential
 from omm_mlff.schema import MolecularSystem, Precision
+from omm_mlff.students.kernel.build import cache_folder
 
 ENERGY_TOLERANCE_KJMOL = 0.01
 """An atom; and 4e-7 of the whole, what float32 resolves of it."""
@@ -225,7 +228,14 @@ def _trial(content: str, built: Built, case: Case) -> Decision:
         return Decision(True, "replays of its kernel agree with the network")
     key = (content, case.precision, str(case.device), *_versions())
     if key not in _tried:
-        wrong = in_process_of_its_own(case)
+        name = hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]
+        passed = cache_folder() / f"graph-{name}"
+        wrong = "" if passed.exists() else in_process_of_its_own(case)
+        if not wrong:
+            # That it can be captured is kept over processes; a failure may have been the machine's.
+            with contextlib.suppress(OSError):
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                passed.touch()
         agreed = "replays agree with launches in a process of their own, and with the network here"
         _tried[key] = Decision(not wrong, wrong or agreed)
     return _tried[key]
@@ -267,7 +277,7 @@ def _content(potential: Potential) -> str:
 def _versions() -> tuple[str, ...]:
     """What else a capture depends on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return torch.__version__, importlib.metadata.version("openmm"), device
+    return *(f"{name} {version}" for name, version in package_versions()), device
 
 
 def forget_decisions() -> None:
