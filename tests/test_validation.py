@@ -194,7 +194,7 @@ def test_bad_input_is_noticed_before_anything_runs(profile, tmp_path):
 
 
 def test_resuming_what_is_not_there_is_an_error(profile, tmp_path):
-    with pytest.raises(InputError, match="there is nothing to go on with in .*typo"):
+    with pytest.raises(InputError, match=r"there is nothing to go on with in .*typo"):
         validate(SpringPotential(), profile=profile, out=tmp_path / "typo", resume=True)
     assert not (tmp_path / "typo").exists()
 
