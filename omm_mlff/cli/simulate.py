@@ -8,6 +8,8 @@ import click
 
 from omm_mlff.cli.arguments import allow_fallback_option, device_option, model_option
 
+NONE_CAME_THROUGH = 4
+
 
 @click.command()
 @model_option
@@ -60,8 +62,12 @@ def simulate(
     precision: str,
     out: Path,
     resume: bool,
-) -> None:
-    """Run dynamics with a model and record energies and forces at every step."""
+) -> int:
+    """Run dynamics with a model and record energies and forces at every step.
+
+    Exit codes: 0 done, 2 bad input, 4 no replica came through (or the simulation itself failed),
+    130 interrupted.
+    """
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.dynamics.simulate import simulate as run
     from omm_mlff.forces.platforms import on_device
@@ -100,3 +106,4 @@ def simulate(
         click.echo(f"notice: {notice}")
     whole = record.n_replicas - len(record.events)
     click.echo(f"{whole} of {record.n_replicas} replicas ran to {spec.length_ps:g} ps; see {out}")
+    return 0 if whole else NONE_CAME_THROUGH

@@ -1,17 +1,21 @@
 """RunSpec -> run directory: recorded dynamics, every step, many replicas.
 
-Replicas that fit into one System run together (`batch`); the rest runs after them.
+Replicas that fit into one System run together (`batch`), many steps in one call of OpenMM where
+that can be (`stepper`); the rest runs after them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omm_mlff.dynamics.batch import BatchPlan, record_batch
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
+from omm_mlff.dynamics.integrator import FRICTION_PER_PS
 from omm_mlff.dynamics.platform_choice import (
     AUTO,
     Choice,
@@ -22,7 +26,6 @@ from omm_mlff.dynamics.platform_choice import (
 )
 from omm_mlff.dynamics.provenance import run_provenance
 from omm_mlff.dynamics.recording import StatusLog
-from omm_mlff.dynamics.replicas import FRICTION_PER_PS, Batch
 from omm_mlff.errors import InputError, OutputExistsError, StorageError
 from omm_mlff.forces.platforms import device_properties
 from omm_mlff.forces.threads import threads_for
@@ -65,7 +68,7 @@ def simulate(
 
     Raises
     ------
-    InputError : the ensemble is not known, or the run has no step
+    InputError : what no simulation can be, see `require_possible`
     UnsupportedSystemError : the potential cannot serve the system
     PlatformError : the platform is not available; the run was begun on one that is not, and no
         other is named; TorchForce cannot be had
@@ -74,19 +77,38 @@ def simulate(
     ValidationFailure : memory or the device failed; likewise
     """
     folder = Path(folder)
-    if spec.ensemble not in ENSEMBLES:
-        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
-    if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
-        raise InputError(
-            f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
-            f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
-        )
+    require_possible(spec)
     refuse_unsupported(potential, system)
     refuse_fallback(potential, system, spec.platform, allowed=allow_fallback)
     batch_size = min(spec.n_replicas, potential.capabilities(system).max_replicas)
     with threads_for(batch_size * system.n_atoms):
         _record(spec, potential, system, folder, batch_size, resume, progress)
     return RunRecord.open(folder)
+
+
+def require_possible(spec: RunSpec) -> None:
+    """Refuse what no simulation can be.
+
+    Raises
+    ------
+    InputError : an unknown ensemble; a temperature or a seed below 0; a length, a timestep, a
+        stride, a number of steps or replicas that is not positive; a number that is not finite
+    """
+    if spec.ensemble not in ENSEMBLES:
+        raise InputError(f"unknown ensemble {spec.ensemble!r}; known: {', '.join(ENSEMBLES)}")
+    for wanted, unit, value, low in (
+        ("a temperature of 0 or more", " K", spec.temperature_K, 0.0),
+        ("a length above 0", " ps", spec.length_ps, math.ulp(0.0)),
+        ("a timestep above 0", " fs", spec.timestep_fs, math.ulp(0.0)),
+        ("a seed of 0 or more", "", spec.seed, 0),
+    ):
+        if not (math.isfinite(value) and value >= low):
+            raise InputError(f"a run needs {wanted}; got {value:g}{unit}")
+    if spec.n_steps < 1 or spec.n_replicas < 1 or spec.record_stride < 1:
+        raise InputError(
+            f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
+            f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
+        )
 
 
 def _record(
@@ -134,8 +156,8 @@ def _record(
                 if progress is not None:
                     progress(done_before + step, len(batches) * spec.n_steps)
 
-            batch = Batch(spec, potential, system, platform_name, folder, number, replicas, log)
-            batch.run(rest.positions, n_dof, report)
+            plan = BatchPlan(spec, potential, system, platform_name, folder, number, replicas)
+            record_batch(plan, rest.positions, n_dof, log, report)
     except BaseException:
         with contextlib.suppress(OSError, StorageError):
             log.write("interrupted")
