@@ -234,7 +234,7 @@ def test_the_engine_named_is_the_one_that_evaluated(tmp_path, platform):
     used = torch.cuda.max_memory_allocated() > before
     assert used == (platform == "CUDA")
     assert record.provenance["platform"] == platform
-    assert (record.provenance["engine"] == "compiled") == (platform == "Reference")
+    assert record.provenance["engine"] == f"compiled ({'CUDA' if used else 'C++'})"
     assert ("device" in record.provenance) == (platform == "CUDA")
 
 
