@@ -8,9 +8,12 @@ import torch
 from openmm.app import Element, Topology
 from torch import Tensor, nn
 
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import built_as
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 STIFFNESS = 3.0e5  # kJ/mol/nm^2, of an O-H stretch
@@ -85,7 +88,11 @@ class SpringEngine(nn.Module):
             raise ValueError("a pair is too long")
         energies = 0.5 * self.stiffness * ((d - self.rest) ** 2).sum(1)
         pull = self.stiffness * (d - self.rest).unsqueeze(-1) * r / d.unsqueeze(-1)
-        forces = torch.zeros_like(x).index_add(1, self.i, pull).index_add(1, self.j, -pull)
+        forces = (
+            torch.zeros_like(x, dtype=pull.dtype)
+            .index_add(1, self.i, pull)
+            .index_add(1, self.j, -pull)
+        )
         may_break = self.breaks_at > 0.0 and self.breaks_copy < self.n_copies
         if may_break and bool((d[self.breaks_copy] > self.breaks_at).any()):
             energies = energies.clone()
@@ -94,11 +101,30 @@ class SpringEngine(nn.Module):
         return energies, self.force_scale * forces.reshape(positions.shape)
 
 
+def context_of(force, system, n_copies=1, platform="Reference", properties=None):
+    """Copies of a molecule under one Force, every bond three percent too long, at rest."""
+    openmm_system = openmm.System()
+    for mass in np.tile(system.masses, n_copies):
+        openmm_system.addParticle(float(mass))
+    openmm_system.addForce(force)
+    context = openmm.Context(
+        openmm_system,
+        openmm.VerletIntegrator(0.0005),
+        openmm.Platform.getPlatformByName(platform),
+        properties or {},
+    )
+    stretched = np.tile(system.positions * 1.03, (n_copies, 1))
+    context.setPositions(stretched)
+    context.setVelocities(np.zeros_like(stretched))
+    return context
+
+
 class SpringPotential:
     """Tapped, with replicas, like a student."""
 
     spec = "springs"
     backend = "auto"
+    repeatable = False
 
     def __init__(self, dtype: str = "float64", **engine_options) -> None:
         self.card = PotentialCard("springs", "tests", None, None, dtype)
@@ -107,15 +133,15 @@ class SpringPotential:
     def unsupported(self, system):
         return None
 
-    def has_tap(self, system):
-        return True
-
-    def max_replicas(self, system):
-        return 64
+    def capabilities(self, system):
+        return Capabilities(
+            tap=True, max_replicas=64, repeatable=self.repeatable, force="torchforce"
+        )
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap: Tap | None = None):
         engine = SpringEngine(system, n_replicas, **self.engine_options)
         openmm_system.addForce(make_force(engine, periodic=False, tap=tap, backend=self.backend))
+        return built_as(self.backend)
 
     def energies_and_forces(self, positions, system):
         engine = SpringEngine(system, len(positions), **self.engine_options)
@@ -141,11 +167,10 @@ class CalledSpringPotential(SpringPotential):
         self.tapped = tapped
         self.objects = objects
 
-    def has_tap(self, system):
-        return self.tapped
-
-    def max_replicas(self, system):
-        return 64 if self.tapped else 1
+    def capabilities(self, system):
+        return Capabilities(
+            tap=self.tapped, max_replicas=64 if self.tapped else 1, force="pythonforce"
+        )
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap: Tap | None = None):
         openmm_system.addForce(
@@ -157,6 +182,7 @@ class CalledSpringPotential(SpringPotential):
                 tap=tap,
             )
         )
+        return Built("pythonforce")
 
     def energies_and_forces(self, positions, system):
         for frame in positions if self.objects is not None else ():
@@ -175,11 +201,8 @@ class NativeSpringPotential:
     def unsupported(self, system):
         return None
 
-    def has_tap(self, system):
-        return False
-
-    def max_replicas(self, system):
-        return 1
+    def capabilities(self, system):
+        return Capabilities()
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
         force = openmm.HarmonicBondForce()
@@ -188,6 +211,7 @@ class NativeSpringPotential:
             d = float(np.linalg.norm(system.positions[a] - system.positions[b]))
             force.addBond(int(a), int(b), d, STIFFNESS)
         openmm_system.addForce(force)
+        return Built("openmm")
 
     def energies_and_forces(self, positions, system):
         return None

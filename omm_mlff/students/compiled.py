@@ -221,7 +221,8 @@ class _Work:
         kernel = self._kernel_or_none()
         if kernel is None:
             scripted = MoleculeEngine(self._model.student, self._species, self._n_copies)
-            energies, forces = scripted(x)
+            with torch.enable_grad():  # TorchForce's module may have switched it off
+                energies, forces = scripted(x)
             if out is not None:
                 out[0].copy_(energies)
                 out[1].copy_(forces)

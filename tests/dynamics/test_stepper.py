@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from springs import SpringPotential, triatomic
 
-from omm_mlff.dynamics.replicas import Batch
+from omm_mlff.dynamics.batch import _Course
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.potentials.registry import load_potential
@@ -35,7 +35,7 @@ def run(folder: Path, potential: Any, name: str, **changes: Any) -> RunRecord:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, "_ring", lambda self, tap, n_frames: None)
+    monkeypatch.setattr(_Course, "_blocks", lambda self, room: None)
 
 
 def frames(record: RunRecord, replica: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_steps_in_one_call_are_the_steps_one_by_one(
 def test_a_sound_run_takes_one_evaluation_a_step_and_no_step_twice(tmp_path: Path) -> None:
     record = run(tmp_path / "run", load_potential("ultra-tiny"), "water")
     assert record.status["batches"]["0"]["n_evaluations"] <= 600 + 1
-    assert record.provenance["engine"] == "compiled"
+    assert record.provenance["engine"] == "compiled (C++)"
 
 
 def test_the_record_says_which_engine_ran(tmp_path: Path) -> None:
