@@ -279,6 +279,7 @@ simulate(spec, SpringPotential(), triatomic(), sys.argv[1])
     np.testing.assert_array_equal(cut.positions, whole.replica(2).positions)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_run(tmp_path):
     """Peak memory of 10 ps against 1 ps, each in a process of its own."""
     script = f"""
