@@ -40,6 +40,12 @@ def frame(k, rng):
     return 0.5e-3 * k, *vectors, *energies
 
 
+def add(recorder, frames, recorded):
+    """Frames one by one; as many at once they are the same, which a test below says."""
+    for row in frames:
+        recorder.add(*row, np.array(recorded))
+
+
 @pytest.fixture
 def recorder():
     return Recorder([Collector(), Collector()], (N_REPLICAS, N_ATOMS, 3), SIZE)
@@ -48,8 +54,7 @@ def recorder():
 def test_each_replica_gets_its_own_frames_in_order(recorder):
     rng = np.random.default_rng(0)
     frames = [frame(k, rng) for k in range(5)]
-    for row in frames:
-        recorder.add(*row, np.array([True, True]))
+    add(recorder, frames, [True, True])
     recorder.flush()
     names = ("time", "positions", "velocities", "forces", "potential_energy", "kinetic_energy")
     assert set(names) == set(FIELDS)
@@ -65,11 +70,10 @@ def test_many_frames_at_once_are_the_frames_one_by_one(recorder):
     rng = np.random.default_rng(1)
     frames = [frame(k, rng) for k in range(6)]
     recorded = np.array([True, False])
-    for row in frames:
-        recorder.add(*row, recorded)
+    add(recorder, frames, recorded)
     recorder.flush()
     other = Recorder([Collector(), Collector()], (N_REPLICAS, N_ATOMS, 3), SIZE)
-    other.add(*frames[0], recorded)
+    add(other, frames[:1], recorded)
     other.add_frames(*(np.array(column) for column in zip(*frames[1:], strict=True)), recorded)
     other.flush()
     for one, two in zip(recorder.writers, other.writers, strict=True):
@@ -80,7 +84,7 @@ def test_many_frames_at_once_are_the_frames_one_by_one(recorder):
 def test_a_replica_that_is_not_recorded_leaves_no_frame(recorder):
     rng = np.random.default_rng(2)
     for k in range(4):
-        recorder.add(*frame(k, rng), np.array([True, k < 2]))
+        add(recorder, [frame(k, rng)], [True, k < 2])
     recorder.flush()
     assert [len(writer.all("time")) for writer in recorder.writers] == [4, 2]
 
@@ -89,7 +93,7 @@ def test_room_and_fullness_count_down_to_the_flush(recorder):
     rng = np.random.default_rng(3)
     for k in range(SIZE):
         assert (recorder.room, recorder.full) == (SIZE - k, False)
-        recorder.add(*frame(k, rng), np.array([True, True]))
+        add(recorder, [frame(k, rng)], [True, True])
     assert (recorder.room, recorder.full) == (0, True)
     recorder.flush()
     assert (recorder.room, recorder.full, recorder.n_in_segment) == (SIZE, False, SIZE)
@@ -97,7 +101,7 @@ def test_room_and_fullness_count_down_to_the_flush(recorder):
 
 def test_closing_a_segment_writes_what_is_held_first(recorder):
     rng = np.random.default_rng(4)
-    recorder.add(*frame(0, rng), np.array([True, True]))
+    add(recorder, [frame(0, rng)], [True, True])
     recorder.close_segment()
     assert recorder.n_in_segment == 0
     for writer in recorder.writers:
