@@ -98,7 +98,7 @@ def own_peak_memory(
         precision,
         name="memory",
         n_replicas=n_replicas,
-        tapped=potential.has_tap(system),
+        tapped=potential.capabilities(system).tap,
     )
     way.run(n_steps)
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -13,6 +13,7 @@ import torch
 from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.schema import MolecularSystem, RunSpec
 
 _PACKAGES = ("omm-mlff", "openmm", "torch", "numpy", "mdtraj")
@@ -40,7 +41,7 @@ def run_provenance(
     n_dof : of one replica
     """
     card = potential.card
-    tapped = potential.has_tap(system)
+    tapped = potential.capabilities(system).tap
     return {
         "versions": dict(package_versions()),
         "python": host.python_version(),
@@ -49,7 +50,7 @@ def run_provenance(
         "precision": spec.precision if platform_properties(platform_name, "double") else "double",
         "recording": "tap" if tapped else "state (every step is evaluated twice)",
         "torch_threads": torch.get_num_threads(),
-        "potential": {"name": card.name, "source": card.source, "sha256": card.sha256},
+        "potential": {"name": card.name, "source": card.source, "sha256": content_hash(potential)},
         "start": rest.kind,
         "n_dof": n_dof,
         "molecule": {

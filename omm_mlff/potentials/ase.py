@@ -29,9 +29,12 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError, MissingPackageError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
 from omm_mlff.schema import Identity, MolecularSystem, PotentialCard
@@ -99,11 +102,13 @@ class AsePotential:
             )
         return self._probe.failure(system)
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1 if system.periodic else _MAX_REPLICAS
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(
+            tap=True,
+            max_replicas=1 if system.periodic else _MAX_REPLICAS,
+            reads_box=True,
+            force="pythonforce",
+        )
 
     def add_to(
         self,
@@ -112,7 +117,7 @@ class AsePotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         openmm_system.addForce(
             make_python_force(
                 lambda frames, box: self._evaluate(frames, box, system.species),
@@ -122,6 +127,7 @@ class AsePotential:
                 tap=tap,
             )
         )
+        return Built("pythonforce")
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -207,6 +213,10 @@ class AsePotential:
         return value.astype(np.float64)
 
 
+_RESULTS = ("results", "atoms")
+"""Where ASE's calculators keep what they were asked for last."""
+
+
 def names() -> list[str]:
     """Nothing: which calculators are installed is not known."""
     return []
@@ -269,7 +279,14 @@ def takes(thing: Any) -> bool:
 def wrap(thing: Any) -> AsePotential:
     """The potential of a calculator from a script."""
     name = type(thing).__name__
-    card = PotentialCard(name=name, source=SOURCE, species=None, cutoff_nm=None, dtype="float32")
+    card = PotentialCard(
+        name=name,
+        source=SOURCE,
+        species=None,
+        cutoff_nm=None,
+        dtype="float32",
+        sha256=content_digest(thing, without=_RESULTS),
+    )
     return AsePotential(f"{SOURCE}:{name}{_OBJECT}", thing, card, _charge(thing, {}))
 
 

@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omm_mlff.errors import InputError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import make_parametric_force
-from omm_mlff.forces.plugin import Backend
+from omm_mlff.forces.plugin import Backend, built_as
 from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options
@@ -53,7 +56,7 @@ class TorchScriptPotential:
     box : which argument of `forward` is the box; by default the one that is named like one
     dtype : of the network; by default that of the module's numbers, float32 where it has none
     cutoff_nm : None where it is not known
-    sha256 : of the file
+    sha256 : of the file, or of what an object holds
     description : what `omm-mlff export` stored in the file
     backend : which Force carries it
 
@@ -110,11 +113,13 @@ class TorchScriptPotential:
             or self._probe.failure(system)
         )
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(
+            tap=True,
+            reads_box=True,
+            graphs=not system.periodic,  # to be tried: what a file does inside is not known
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
+        )
 
     def add_to(
         self,
@@ -123,7 +128,7 @@ class TorchScriptPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         force = make_parametric_force(
             self._engine(system.periodic),
             parameters=self.signature.parameters,
@@ -132,6 +137,7 @@ class TorchScriptPotential:
             backend=self.backend,
         )
         openmm_system.addForce(force)
+        return built_as(self.backend)
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -375,7 +381,8 @@ def wrap(thing: nn.Module) -> TorchScriptPotential:
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
     module = read_script(buffer.getvalue())
-    return TorchScriptPotential(module, spec=f"an object: {name}", name=name)
+    digest = content_digest(module)
+    return TorchScriptPotential(module, spec=f"an object: {name}", name=name, sha256=digest)
 
 
 def _path_of(spec: str) -> Path:

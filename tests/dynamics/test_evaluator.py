@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import openmm
 import pytest
 from springs import STIFFNESS, NativeSpringPotential, SpringPotential, diatomic, triatomic
 
 from omm_mlff.dynamics.evaluator import BATCH_ATOMS, Evaluator
 from omm_mlff.errors import AnalysisError, PlatformError, UnsupportedSystemError
+from omm_mlff.forces.built import Built
+from omm_mlff.potentials.base import Capabilities
 
 
 def stretched(*lengths_nm: float) -> np.ndarray:
@@ -112,7 +115,7 @@ def test_a_second_context_that_cannot_be_made_is_no_fault_of_the_system():
             self.n_made += 1
             if self.n_made > 1:
                 raise UnsupportedSystemError("only once")
-            super().add_to(*arguments, **options)
+            return super().add_to(*arguments, **options)
 
     with Evaluator(Once(), diatomic(), "Reference") as evaluator:
         with pytest.raises(AnalysisError, match="second Context could not be made: only once"):
@@ -123,14 +126,17 @@ def test_a_second_context_that_cannot_be_made_is_no_fault_of_the_system():
 
 def test_a_box_that_is_given_is_used_for_these_frames():
     """Two atoms 0.3 nm apart in a box of 0.4 nm are 0.1 nm apart across its face."""
-    openmm = pytest.importorskip("openmm")
 
     class Wrapped(NativeSpringPotential):
+        def capabilities(self, system):
+            return Capabilities(reads_box=True)
+
         def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
             spring = openmm.HarmonicBondForce()
             spring.setUsesPeriodicBoundaryConditions(True)
             spring.addBond(0, 1, 0.1, STIFFNESS)
             openmm_system.addForce(spring)
+            return Built("openmm")
 
     system = dataclasses.replace(diatomic(), box_vectors=2.0 * np.eye(3))
     with Evaluator(Wrapped(), system, "Reference") as evaluator:

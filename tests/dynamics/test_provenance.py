@@ -74,4 +74,13 @@ def test_it_is_plain_json_and_names_this_machines_python():
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert said["python"] == platform.python_version()
     assert said["machine"] == platform.machine()
-    assert said["potential"] == {"name": "springs", "source": "tests", "sha256": None}
+    assert (said["potential"]["name"], said["potential"]["source"]) == ("springs", "tests")
+
+
+def test_two_potentials_of_one_name_are_told_apart_by_their_content():
+    """What has no file is known by a hash of what it computes with."""
+    one, same, other = (
+        provenance(SpringPotential(force_scale=scale))["potential"]["sha256"]
+        for scale in (1.0, 1.0, 1.1)
+    )
+    assert one == same != other
