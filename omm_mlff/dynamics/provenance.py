@@ -6,15 +6,17 @@ import contextlib
 import importlib.metadata
 import platform as host
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import content_hash
 from omm_mlff.schema import MolecularSystem, RunSpec
+
+if TYPE_CHECKING:
+    from omm_mlff.dynamics.initial_state import Rest
 
 _PACKAGES = ("omm-mlff", "openmm", "torch", "numpy", "mdtraj")
 _PLUGINS = (

@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openmm
@@ -57,7 +57,8 @@ class StudentPotential:
     student : a shipped name such as "tiny", the folder of a checkpoint, or a student itself
     backend : which Force carries it
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
-    cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`
+    cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`;
+        "auto" captures where a trial shows that it is right
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class StudentPotential:
         student: str | Student,
         backend: Backend = "auto",
         engine: Engine = "auto",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = "auto",
     ) -> None:
         if engine not in get_args(Engine):
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
@@ -80,7 +81,9 @@ class StudentPotential:
             self._card = _card(card, student)
         else:
             self.student = load_student(student)
-            options = [f"engine={engine}"] * (engine != "auto") + ["cuda_graphs=True"] * cuda_graphs
+            options = [f"engine={engine}"] * (engine != "auto") + [f"cuda_graphs={cuda_graphs}"] * (
+                cuda_graphs != "auto"
+            )
             self.spec = "?".join([student, *(["&".join(options)] if options else [])])
             self._card = _card(load_card(student), self.student)
 
@@ -132,7 +135,7 @@ class StudentPotential:
             max_replicas=1 if single else _MAX_REPLICAS,
             repeatable=True,
             reads_box=True,
-            graphs=not single,
+            graphs=not single and self.cuda_graphs is not False,
             force="pythonforce" if self.backend == "pythonforce" else "torchforce",
             float64_twin=None if self.student.dtype == torch.float64 else self.in_float64,
         )
@@ -155,7 +158,7 @@ class StudentPotential:
             n_copies=n_replicas,
             engine=self.engine,
         )
-        graph = self.cuda_graphs and self.capabilities(system).graphs
+        graph = self.cuda_graphs is True and self.capabilities(system).graphs
         force = make_force(
             engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graph
         )
@@ -164,8 +167,16 @@ class StudentPotential:
             self.backend,
             engines={"cpu": _engine_on(engine, "cpu"), "cuda": _engine_on(engine, "cuda")},
             graph=graph,
-            graph_reason="asked for" if graph else "not asked for",
+            graph_reason=self._graph_reason(system),
         )
+
+    def _graph_reason(self, system: MolecularSystem) -> str:
+        """Why there is a graph, or none; empty where that is found out when a Context is made."""
+        if self.cuda_graphs is False:
+            return "turned off"
+        if not self.capabilities(system).graphs:
+            return f"a box, or a molecule of more than {MAX_COMPLETE_ATOMS} atoms"
+        return "asked for" if self.cuda_graphs is True else ""
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -385,8 +396,9 @@ class StudentFunction:
 
 
 def _engine_on(engine: nn.Module, device: Device) -> str:
-    """What evaluates where: the kernel of a compiled engine is for the host."""
-    if isinstance(engine, Scripted) or device != "cpu":
+    """What evaluates where: a compiled engine has a scripted one inside where that computes."""
+    has_scripted = getattr(engine, "scripted", None) is not None
+    if isinstance(engine, Scripted) or (device != "cpu" and has_scripted):
         return "scripted"
     return "compiled"
 
@@ -442,13 +454,13 @@ def load(spec: str) -> StudentPotential:
     InputError : another option, or a value that is not known
     """
     name, options = _name_and_options(spec)
-    engine, cuda_graphs = options.pop("engine", "auto"), options.pop("cuda_graphs", False)
+    engine, cuda_graphs = options.pop("engine", "auto"), options.pop("cuda_graphs", "auto")
     if options:
         raise InputError(
             f"{spec!r}: a student's options are engine and cuda_graphs, got {next(iter(options))!r}"
         )
-    if not isinstance(cuda_graphs, bool):
-        raise InputError(f"{spec!r}: wanted cuda_graphs True or False, got {cuda_graphs!r}")
+    if cuda_graphs != "auto" and not isinstance(cuda_graphs, bool):
+        raise InputError(f"{spec!r}: wanted cuda_graphs auto, True or False, got {cuda_graphs!r}")
     return StudentPotential(name, engine=engine, cuda_graphs=cuda_graphs)
 
 

@@ -266,5 +266,5 @@ def test_options_of_a_spec_are_kept_and_others_refused():
         load_potential("tiny?engine=fast")
     with pytest.raises(InputError, match="options are engine and cuda_graphs, got 'speed'"):
         load_potential("tiny?speed=2")
-    with pytest.raises(InputError, match="wanted cuda_graphs True or False, got 1"):
+    with pytest.raises(InputError, match="wanted cuda_graphs auto, True or False, got 1"):
         load_potential("tiny?cuda_graphs=1")
