@@ -9,6 +9,7 @@ import mdtraj
 import numpy as np
 import pytest
 
+from omm_mlff.dynamics.frames import Frames
 from omm_mlff.dynamics.recording import Recorder, StatusLog, topology_json
 from omm_mlff.record.rundir import FIELDS, SegmentWriter
 from omm_mlff.schema import Event, RunSpec
@@ -43,7 +44,11 @@ def frame(k, rng):
 def add(recorder, frames, recorded):
     """Frames one by one; as many at once they are the same, which a test below says."""
     for row in frames:
-        recorder.add(*row, np.array(recorded))
+        recorder.add(together([row]), np.array(recorded))
+
+
+def together(frames):
+    return Frames(*(np.array(column) for column in zip(*frames, strict=True)))
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def test_many_frames_at_once_are_the_frames_one_by_one(recorder):
     recorder.flush()
     other = Recorder([Collector(), Collector()], (N_REPLICAS, N_ATOMS, 3), SIZE)
     add(other, frames[:1], recorded)
-    other.add_frames(*(np.array(column) for column in zip(*frames[1:], strict=True)), recorded)
+    other.add(together(frames[1:]), recorded)
     other.flush()
     for one, two in zip(recorder.writers, other.writers, strict=True):
         for name in FIELDS:
