@@ -48,7 +48,7 @@ validate: $(RUNNING)
 	case $$code in 0|1|3) exit 0 ;; *) exit $$code ;; esac
 
 test: $(TESTING)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup \
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
 		--cov=omm_mlff --cov-report=term:skip-covered --cov-fail-under=80
 
 lint: $(TESTING)

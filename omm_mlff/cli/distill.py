@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from omm_mlff.cli.progress import shown_progress
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _WORK = click.option(
@@ -64,7 +63,7 @@ def sample(
     """Sample frames, into WORK/frames (WORK/excursions with --student)."""
     from omm_mlff.distill.sample import sample_molecules
 
-    with _progress() as bar:
+    with shown_progress(one_line=True) as say:
         sample_molecules(
             work / ("frames" if student is None else "excursions"),
             seed=seed,
@@ -72,7 +71,7 @@ def sample(
             scale=scale,
             jobs=jobs,
             student_folder=student,
-            progress=_by_molecule(bar, "sampling"),
+            progress=functools.partial(_say_molecule, say, "sampling"),
         )
 
 
@@ -87,13 +86,13 @@ def label(work: Path, jobs: int) -> None:
     stages = [name for name in ("frames", "excursions") if (work / name).is_dir()]
     if not stages:
         raise InputError(f"{work} holds no frames; run: omm-mlff distill sample --work {work}")
-    with _progress() as bar:
-        for name in stages:
+    for stage in stages:
+        with shown_progress(one_line=True) as say:
             label_folder(
-                work / name,
-                work / _labels_of(name),
+                work / stage,
+                work / _labels_of(stage),
                 jobs=jobs,
-                progress=_by_molecule(bar, f"labelling {name}"),
+                progress=functools.partial(_say_molecule, say, f"labelling {stage}"),
             )
 
 
@@ -126,17 +125,13 @@ def train(work: Path, student: str, out: Path | None, seed: int, steps: int, res
     labelled, references = load_folders(folders)
     folder = work / "training" / student
     training = Training(TrainingPlan(student, steps, seed), labelled, references, folder)
-    with _progress() as bar:
-        task = bar.add_task(f"training {student}", total=steps)
+    with shown_progress(one_line=True) as say:
 
         def show(report: Report) -> None:
             held = report.heldout_force_rmse
             suffix = "" if held is None else f", held out {held:.3f} eV/Å"
-            bar.update(
-                task,
-                completed=report.step,
-                description=f"training {student}: force {report.force_mae:.3f} eV/Å{suffix}",
-            )
+            words = f"training {student}: force {report.force_mae:.3f} eV/Å{suffix}"
+            say(words, report.step, steps)
 
         training.run(resume=resume, progress=show)
     target = out or work / "checkpoints" / student
@@ -152,23 +147,7 @@ def _labels_of(stage: str) -> str:
     return "labels" if stage == "frames" else f"labels-{stage}"
 
 
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _by_molecule(bar: Progress, verb: str) -> Callable[[str, int, int], None]:
-    task = bar.add_task(verb, total=None)
-
-    def show(name: str, done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, description=f"{verb}: {name}")
-
-    return show
+def _say_molecule(
+    say: Callable[[str, int, int], None], verb: str, name: str, done: int, total: int
+) -> None:
+    say(f"{verb}: {name}", done, total)
