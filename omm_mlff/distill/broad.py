@@ -48,10 +48,37 @@ MAIN = {
 }
 """What students are asked to serve first: SMILES, and trajectories a pass."""
 
-MONOMERS = (
-    "O C N CO CCO C=O OC=O NC=O CC#N C=C C#C CC c1ccccc1 c1cnccn1 c1cc[nH]c1 c1ccoc1 Cc1c[nH]cn1 "
-    "Oc1ccccc1 CN COC CCC(C)=O CC(=O)O COC=O CC(N)=O CNC(C)=O CN(C)C C#N NCC(=O)O CCC"
-).split()
+MONOMERS = [
+    "O",
+    "C",
+    "N",
+    "CO",
+    "CCO",
+    "C=O",
+    "OC=O",
+    "NC=O",
+    "CC#N",
+    "C=C",
+    "C#C",
+    "CC",
+    "c1ccccc1",
+    "c1cnccn1",
+    "c1cc[nH]c1",
+    "c1ccoc1",
+    "Cc1c[nH]cn1",
+    "Oc1ccccc1",
+    "CN",
+    "COC",
+    "CCC(C)=O",
+    "CC(=O)O",
+    "COC=O",
+    "CC(N)=O",
+    "CNC(C)=O",
+    "CN(C)C",
+    "C#N",
+    "NCC(=O)O",
+    "CCC",
+]
 """One for every functional group, and aromatic rings: all pairs of them are brought together."""
 
 CONTACT = {1: 1.10, 6: 1.70, 7: 1.55, 8: 1.52}
@@ -59,7 +86,8 @@ CONTACT = {1: 1.10, 6: 1.70, 7: 1.55, 8: 1.52}
 
 References
 ----------
-Bondi, J. Phys. Chem. 68, 441 (1964); of hydrogen: Rowland & Taylor, J. Phys. Chem. 100, 7384 (1996).
+Bondi, J. Phys. Chem. 68, 441 (1964); of hydrogen:
+Rowland & Taylor, J. Phys. Chem. 100, 7384 (1996).
 """
 
 APPROACH = np.array([2.0, 1.6, 1.35, 1.2, 1.1, 1.0, 0.92, 0.85, 0.78, 0.72, 0.66, 0.6])
@@ -264,7 +292,10 @@ class BroadSampler:
             if len(members) == 2:
                 factors = np.geomspace(1.1, 0.3, 14)
                 path = _approach(members[0], members[1], int(rng.integers(2)), rng, factors)
-                paths, stratum = [path + 0.02 * rng.standard_normal((1, *path.shape[1:]))], "approach"
+                paths, stratum = (
+                    [path + 0.02 * rng.standard_normal((1, *path.shape[1:]))],
+                    "approach",
+                )
             else:
                 stratum, paths = "bond", []
                 for _ in range(3):
@@ -276,9 +307,14 @@ class BroadSampler:
             body = build(np.concatenate(paths), np.zeros(sum(len(p) for p in paths)))
             parts.append(
                 Frames(
-                    name, body.species, body.bonds, body.lengths, body.positions,
+                    name,
+                    body.species,
+                    body.bonds,
+                    body.lengths,
+                    body.positions,
                     np.full(len(body.positions), stratum, dtype="<U12"),
-                    np.repeat(np.arange(len(paths)), [len(p) for p in paths]), body.temperature_K,
+                    np.repeat(np.arange(len(paths)), [len(p) for p in paths]),
+                    body.temperature_K,
                 )
             )
         return [self._by_two_methods(frames) for frames in parts]
@@ -310,8 +346,11 @@ class BroadSampler:
         )
         atomic = np.where((labelled.source == "teacher")[:, None], labels.atomic, np.nan)
         return PackedFrames.of_molecule(
-            labelled.frames.select(good), labelled.energies[good], labelled.forces[good],
-            atomic[good], labelled.source[good],
+            labelled.frames.select(good),
+            labelled.energies[good],
+            labelled.forces[good],
+            atomic[good],
+            labelled.source[good],
         )
 
     def _dynamics_of(
@@ -330,7 +369,9 @@ class BroadSampler:
         pulled back.
         """
         n_max = max(body.n_atoms for body in bodies)
-        species = np.concatenate([_padded(body.species, n_max, len(body.positions)) for body in bodies])
+        species = np.concatenate(
+            [_padded(body.species, n_max, len(body.positions)) for body in bodies]
+        )
         x = np.concatenate(
             [np.pad(b.positions, ((0, 0), (0, n_max - b.n_atoms), (0, 0))) for b in bodies]
         )
@@ -338,7 +379,10 @@ class BroadSampler:
         # Padding is heavy and at rest.
         masses = np.concatenate(
             [
-                np.tile(np.pad(b.masses, (0, n_max - b.n_atoms), constant_values=1e12), (len(b.positions), 1))
+                np.tile(
+                    np.pad(b.masses, (0, n_max - b.n_atoms), constant_values=1e12),
+                    (len(b.positions), 1),
+                )
                 for b in bodies
             ]
         )
@@ -363,12 +407,27 @@ class BroadSampler:
             2.0 * BOLTZMANN_EV * temperature[:, None, None] * ACCELERATION / masses[..., None]
         )
         first = langevin(
-            function, x, masses, temperature, timestep_fs=1.0, n_steps=warm, stride=warm, rng=rng,
-            friction_per_ps=25.0, velocities=velocities,
+            function,
+            x,
+            masses,
+            temperature,
+            timestep_fs=1.0,
+            n_steps=warm,
+            stride=warm,
+            rng=rng,
+            friction_per_ps=25.0,
+            velocities=velocities,
         )
         then = langevin(
-            function, first.positions[-1], masses, temperature, timestep_fs=1.0,
-            n_steps=n_frames * stride, stride=stride, rng=rng, friction_per_ps=5.0,
+            function,
+            first.positions[-1],
+            masses,
+            temperature,
+            timestep_fs=1.0,
+            n_steps=n_frames * stride,
+            stride=stride,
+            rng=rng,
+            friction_per_ps=5.0,
             velocities=first.velocities[-1],
         )
         out, row = [], 0
@@ -378,16 +437,20 @@ class BroadSampler:
             row += n
         return out
 
-    def _labelled(
-        self, parts: list[tuple[str, Body, Float, Int, Float]]
-    ) -> list[PackedFrames]:
+    def _labelled(self, parts: list[tuple[str, Body, Float, Int, Float]]) -> list[PackedFrames]:
         """Put on the grid, drop what the teacher is not believed on, label."""
         kept = []
         for stratum, body, x, trajectory, kelvin in parts:
             x = np.round((x - x.mean(1, keepdims=True)) / GRID) * GRID
             frames = Frames(
-                body.name, body.species, body.bonds, body.lengths, x,
-                np.full(len(x), stratum, dtype="<U12"), trajectory, kelvin,
+                body.name,
+                body.species,
+                body.bonds,
+                body.lengths,
+                x,
+                np.full(len(x), stratum, dtype="<U12"),
+                trajectory,
+                kelvin,
             )
             good = in_range(frames) & np.isfinite(x).all((1, 2)) & (np.abs(x).max((1, 2)) < 15.9)
             if good.any():
@@ -442,8 +505,14 @@ def sample_broad(
 
 def _body(name: str, molecule: Embedded, starts: Float, temperature_K: Float) -> Body:
     return Body(
-        name, molecule.species, molecule.masses, molecule.bonds, molecule.lengths,
-        np.zeros(molecule.n_atoms, dtype=np.int64), starts, temperature_K,
+        name,
+        molecule.species,
+        molecule.masses,
+        molecule.bonds,
+        molecule.lengths,
+        np.zeros(molecule.n_atoms, dtype=np.int64),
+        starts,
+        temperature_K,
     )
 
 
@@ -478,7 +547,7 @@ def _twisted(molecule: Embedded, copy: int, rng: np.random.Generator) -> Float:
     """A conformer; every second with one or two bonds turned by any angle, unless atoms clash."""
     x = molecule.positions[copy % len(molecule.positions)]
     if copy % 2 == 0 or not len(molecule.rotors):
-        return x
+        return np.asarray(x)
     for _ in range(4):
         trial = x
         for i, j in molecule.rotors[rng.integers(len(molecule.rotors), size=rng.integers(1, 3))]:
@@ -486,12 +555,12 @@ def _twisted(molecule: Embedded, copy: int, rng: np.random.Generator) -> Float:
             turn = _rotation(trial[j] - trial[i], float(rng.uniform(0.0, 2.0 * np.pi)))
             trial = np.where(side[:, None], (trial - trial[i]) @ turn.T + trial[i], trial)
         if not _clash(trial, molecule.species, molecule.bonds):
-            return trial
-    return x
+            return np.asarray(trial)
+    return np.asarray(x)
 
 
 def _clash(x: Float, species: Int, bonds: Int) -> bool:
-    """Whether two atoms that are not bonded are nearer than 0.6 contacts (0.55 for neighbours' H)."""
+    """Whether two atoms with two bonds or more between them are nearer than 0.62 contacts."""
     radius = np.array([CONTACT[int(z)] for z in species])
     d = np.linalg.norm(x[:, None] - x[None], axis=-1) / (radius[:, None] + radius[None])
     linked = np.eye(len(x), dtype=bool)
@@ -505,14 +574,14 @@ def _varied(x: Float, body: Body, molecule: Embedded, rng: np.random.Generator) 
     choice = rng.random()
     if choice < 0.4:
         row = int(rng.integers(len(molecule.bonds)))
-        return _stretched(x, molecule, row, rng.uniform(0.82, 1.33, 1))[0]
+        return np.asarray(_stretched(x, molecule, row, rng.uniform(0.82, 1.33, 1))[0])
     if choice < 0.7 and len(molecule.rotors):
         i, j = (int(k) for k in molecule.rotors[int(rng.integers(len(molecule.rotors)))])
         side = _side_of(molecule.bonds, i, j, molecule.n_atoms)
         turn = _rotation(x[j] - x[i], float(rng.uniform(0.0, 2.0 * np.pi)))
         trial = np.where(side[:, None], (x - x[i]) @ turn.T + x[i], x)
         if not _clash(trial, body.species, body.bonds):
-            return trial
+            return np.asarray(trial)
     return np.asarray(x + rng.uniform(0.01, 0.07) * rng.standard_normal(x.shape))
 
 
@@ -554,9 +623,7 @@ def _approach(
     elif kind == 0:
         direction = np.array([1.0, 0.0, 0.0])
         # Atoms at the rim and hetero-atoms meet most.
-        i, j = (
-            int(rng.choice(m.n_atoms, p=_exposed(m))) for m in (first, second)
-        )
+        i, j = (int(rng.choice(m.n_atoms, p=_exposed(m))) for m in (first, second))
         a = _facing(a - a[i], direction, rng)
         b = _facing(b - b[j], -direction, rng)
     else:
@@ -604,7 +671,7 @@ def _flat(x: Float, molecule: Embedded, rng: np.random.Generator) -> Float:
 
 
 def _cluster(name: str, n_copies: int, rng: np.random.Generator) -> Body:
-    """Molecules on a lattice of the liquid's density, more or less compressed; `X+n*Y` has X inside."""
+    """Molecules on a lattice of about the liquid's density; `X+n*Y` has X inside."""
     centre, _, shell = name.rpartition("+")
     count, smiles = shell.split("*")
     n = int(count)

@@ -54,7 +54,7 @@ class Surroundings:
 def by_slab(values: Tensor, slabs: list[Slab]) -> list[Tensor]:
     """What belongs to the atoms of each slab: (n_frames, n_atoms, ...)."""
     # A split's gradient is one concatenation; that of a slice would be as long as the batch.
-    parts = values.split([slab.n_rows for slab in slabs])
+    parts = torch.split(values, [slab.n_rows for slab in slabs])
     return [
         part.view(slab.n_frames, slab.n_atoms, *values.shape[1:])
         for part, slab in zip(parts, slabs, strict=True)
@@ -144,7 +144,7 @@ def _message(
     dv = torch.cat(vectors).view(n_atoms, 3, n_features)
     if v is None:
         return s + received, dv
-    ds, carried = received.split([n_features, 3 * n_features], dim=-1)
+    ds, carried = torch.split(received, [n_features, 3 * n_features], dim=-1)
     return s + ds, v + dv + carried.view(n_atoms, 3, n_features)
 
 

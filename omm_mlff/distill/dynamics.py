@@ -71,7 +71,7 @@ def langevin(
     ----------
     function : positions (n_replicas, n_atoms, 3) -> energies eV, forces eV/angstrom
     positions : shape (n_replicas, n_atoms, 3), angstrom
-    masses : shape (n_atoms,), or (n_replicas, n_atoms) where replicas are different molecules, dalton
+    masses : shape (n_atoms,), or (n_replicas, n_atoms) of different molecules, dalton
     temperature_K : shape (n_replicas,)
     n_steps, stride : a frame is recorded after every `stride` steps
     velocities : shape of `positions`, angstrom/fs; drawn at `temperature_K` where None

@@ -3,8 +3,8 @@
     python -m omm_mlff.distill.fast --data PACK --out FOLDER --time-limit-s 320
 
 A step (drawing frames, forces, their gradient, clipping, AdamW, averaged weights) has fixed shapes
-and never waits for the device: on CUDA it is recorded once and replayed as a graph, every student on
-a stream of its own. Where recording fails, and on a CPU, the same step runs as it stands. Needs
+and never waits for the device: on CUDA it is recorded once and replayed as a graph, every student
+on a stream of its own. Where recording fails, and on a CPU, the same step runs as it stands. Needs
 torch, numpy and safetensors; `release` makes a checkpoint of what it leaves.
 """
 
@@ -46,7 +46,7 @@ from omm_mlff.students.student import STUDENT_CONFIGS, Student
 Float = NDArray[np.float64]
 
 TARGETS = {"original": (0.025, 0.07), "tiny": (0.035, 0.10), "ultra-tiny": (0.043, 0.15)}
-"""Force RMSE in eV/angstrom that is wanted: of what is served first, cold, and of unseen molecules."""
+"""Force RMSE in eV/angstrom that is wanted: of what is served first, and of unseen molecules."""
 
 SHARES = {"original": 0.55, "tiny": 0.25, "ultra-tiny": 0.20}
 """Of the time where students take turns."""
@@ -297,26 +297,25 @@ class Probe:
             for _, p in sorted(network.named_parameters()):
                 p.copy_(training.averaged[first : first + p.numel()].view(p.shape))
                 first += p.numel()
-        squares, energies = [], []
+        squares: list[Tensor] = []
+        energies: list[Tensor] = []
         for c in self.classes:
             many = 500_000 if c.positions.is_cuda else 25_000
             step = max(1, many // c.n_atoms**2)
             for start in range(0, c.n_frames, step):
                 part = slice(start, start + step)
-                square, energy = _errors(network, c, part)
-                squares.append(square)
-                energies.append(energy)
+                for found, kept in zip(_errors(network, c, part), (squares, energies), strict=True):
+                    kept.append(found)
         if not squares:
             return Score(math.nan, math.nan, {}, math.nan)
-        square = torch.cat(squares).double().cpu().numpy()
-        energy = torch.cat(energies).double().cpu().numpy()
+        square: Float = torch.cat(squares).double().cpu().numpy()
+        off: Float = torch.cat(energies).double().cpu().numpy()
         by_molecule = {}
         for name in MAIN_SHARE:
             mine = self._cold & (self._names == name)
             if mine.any():
                 by_molecule[name] = _rmse(square[mine], self._n_atoms[mine])
         unseen = self._cold & self._unseen
-        off = energy.copy()
         for name in np.unique(self._names):
             off[self._names == name] -= np.median(off[self._names == name])
         usual = square / self._n_atoms < 25.0  # walls are no measure of an energy
@@ -402,7 +401,7 @@ class Run:
         self._best_state = training.state()
         self._mirror = new_student(self.name, np.zeros(9)).network.to(training.device)
         self._cuda = training.device.type == "cuda"
-        self._stream: Any = torch.cuda.Stream() if self._cuda else None
+        self._stream: Any = torch.cuda.Stream() if self._cuda else None  # type: ignore[no-untyped-call]
         self._waiting: deque[Any] = deque()
         self._quick = self._exact = training.step
         if self._cuda:
@@ -411,7 +410,7 @@ class Run:
                 self._quick, pool = record(training, self._stream, None)
                 _round_to_tf32(False)
                 self._exact, _ = record(training, self._stream, pool)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the plain step still works)
+            except RuntimeError as error:  # the plain step still works
                 say(f"{self.name}: no graph ({str(error).splitlines()[0]}); every step is launched")
                 torch.cuda.synchronize()
                 self._quick = self._exact = training.step
@@ -435,7 +434,7 @@ class Run:
         with torch.cuda.stream(self._stream):
             self.training.set_phase(phase, self.slower)
             step()
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._waiting.append(event)
 
@@ -541,8 +540,8 @@ def train_all(
     frames, scale = load_training_pack(data)
     say(f"{spent():6.1f} s  {frames.n_frames} frames of {len(frames.names)} molecules")
     runs = [
-        Run(*pieces, folder, about, say)
-        for *pieces, about in _prepared(frames, scale, data, plans, device, start)
+        Run(training, probe, folder, about, say)
+        for training, probe, about in _prepared(frames, scale, data, plans, device, start)
     ]
     say(f"{spent():6.1f} s  prepared; batches of {[int(r.training.counts.sum()) for r in runs]}")
     reserve = min(6.0, 0.05 * time_limit_s)

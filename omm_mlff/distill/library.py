@@ -1,4 +1,4 @@
-"""Small molecules of H, C, N and O from SMILES: what students learn from beside the shipped systems."""
+"""A library of small molecules of H, C, N and O: what students learn from at large."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def embed(smiles: str, n_conformers: int, seed: int) -> Embedded:
     for count, conformer in enumerate(found):
         for acid in acids:
             angle = 180.0 if count % 2 else 0.0
-            rdMolTransforms.SetDihedralDeg(molecule.GetConformer(conformer), *acid, angle)
+            a, b, c, d = acid
+            rdMolTransforms.SetDihedralDeg(molecule.GetConformer(conformer), a, b, c, d, angle)
     rotors = molecule.GetSubstructMatches(Chem.MolFromSmarts(_ROTOR))
     aromatic = [
         tuple(int(i) for i in ring)

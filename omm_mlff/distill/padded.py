@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,7 +205,7 @@ def _class(
     force_scale: float,
 ) -> SizeClass:
     slot = np.arange(n)[None]
-    real = slot < frames.n_atoms[rows][:, None]
+    real = np.asarray(slot < frames.n_atoms[rows][:, None])
     atom = np.where(real, first[:, None] + slot, 0)
     species = np.where(real, frames.species[atom], 0).astype(np.int64)
     positions = np.where(real[..., None], frames.positions[atom] * scale.grid, 0.0)
@@ -218,7 +219,7 @@ def _class(
     own = np.where(real, scale.self_energies[species], 0.0)
     has_atomic = np.isfinite(atomic).all(1)
 
-    def tensor(values: NDArray[np.generic], dtype: torch.dtype = torch.float32) -> Tensor:
+    def tensor(values: NDArray[Any], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
 
     return SizeClass(
@@ -264,7 +265,7 @@ def _prior(
 
 
 def draw_table(probability: Float, n_draws: int, seed: int) -> NDArray[np.int64]:
-    """Frames in the order in which they are drawn, each as often as its probability says, within one.
+    """Frames in the order in which they are drawn, each as often as its probability says.
 
     Parameters
     ----------
