@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,24 @@ from numpy.typing import NDArray
 from omm_mlff.distill.dynamics import ACCELERATION, BOLTZMANN_EV, langevin
 from omm_mlff.distill.frames import Frames, load_frames
 from omm_mlff.distill.label import in_range, label_folder, label_frames, load_references
-from omm_mlff.distill.library import TEST, Embedded, embed, library
-from omm_mlff.distill.molecules import SINGLE, molecule_names, random_rotation
+from omm_mlff.distill.library import TEST, embed, library
+from omm_mlff.distill.molecules import molecule_names
 from omm_mlff.distill.packed import GRID, PackedFrames, joined, save_packed
-from omm_mlff.distill.sample import Sampler, _facing, _rotation, _side_of, needs_xtb, plan_for
+from omm_mlff.distill.placing import (
+    MAIN,
+    MONOMERS,
+    Body,
+    approach,
+    cluster,
+    merged,
+    padded_species,
+    single_body,
+    stretched,
+    temperatures,
+    twisted,
+    varied,
+)
+from omm_mlff.distill.sample import Sampler, needs_xtb, plan_for
 from omm_mlff.teachers.ani import Teacher
 from omm_mlff.teachers.mixed import MixedTeacher
 
@@ -37,90 +50,6 @@ Int = NDArray[np.int64]
 
 STRONGEST = 25.0
 """eV/angstrom: a frame with a larger force is dropped."""
-
-MAIN = {
-    "water": (SINGLE["water"], 30),
-    "methane": (SINGLE["methane"], 30),
-    "ethanol": (SINGLE["ethanol"], 60),
-    "benzene": ("c1ccccc1", 40),
-    "alanine": (SINGLE["alanine"], 100),
-    "alanine-dipeptide": (SINGLE["alanine-dipeptide"], 140),
-}
-"""What students are asked to serve first: SMILES, and trajectories a pass."""
-
-MONOMERS = [
-    "O",
-    "C",
-    "N",
-    "CO",
-    "CCO",
-    "C=O",
-    "OC=O",
-    "NC=O",
-    "CC#N",
-    "C=C",
-    "C#C",
-    "CC",
-    "c1ccccc1",
-    "c1cnccn1",
-    "c1cc[nH]c1",
-    "c1ccoc1",
-    "Cc1c[nH]cn1",
-    "Oc1ccccc1",
-    "CN",
-    "COC",
-    "CCC(C)=O",
-    "CC(=O)O",
-    "COC=O",
-    "CC(N)=O",
-    "CNC(C)=O",
-    "CN(C)C",
-    "C#N",
-    "NCC(=O)O",
-    "CCC",
-]
-"""One for every functional group, and aromatic rings: all pairs of them are brought together."""
-
-CONTACT = {1: 1.10, 6: 1.70, 7: 1.55, 8: 1.52}
-"""Van der Waals radii in angstrom.
-
-References
-----------
-Bondi, J. Phys. Chem. 68, 441 (1964); of hydrogen:
-Rowland & Taylor, J. Phys. Chem. 100, 7384 (1996).
-"""
-
-APPROACH = np.array([2.0, 1.6, 1.35, 1.2, 1.1, 1.0, 0.92, 0.85, 0.78, 0.72, 0.66, 0.6])
-"""Of a contact: where a pair of molecules is placed along a path. Hydrogen bonds rest near 0.7."""
-
-LATTICE_ANGSTROM = {"O": 3.104, "CO": 4.07}
-"""Spacing of a cubic lattice with the density of the liquid at 298 K."""
-
-
-@dataclass(frozen=True, eq=False)
-class Body:
-    """One molecule, or several, before dynamics.
-
-    Attributes
-    ----------
-    name : of all its copies
-    parts : the molecule each atom belongs to, shape (n_atoms,)
-    positions : shape (n_copies, n_atoms, 3), angstrom
-    temperature_K : shape (n_copies,)
-    """
-
-    name: str
-    species: Int
-    masses: Float
-    bonds: Int
-    lengths: Float
-    parts: Int
-    positions: Float
-    temperature_K: Float
-
-    @property
-    def n_atoms(self) -> int:
-        return len(self.species)
 
 
 @dataclass(frozen=True)
@@ -217,10 +146,10 @@ class BroadSampler:
                 molecule = embed(smiles, max(2, n // 2), int(rng.integers(2**31)))
             except ValueError:  # a strained ring now and then: another pass has another seed
                 continue
-            starts = np.stack([_twisted(molecule, k, rng) for k in range(n)])
+            starts = np.stack([twisted(molecule, k, rng) for k in range(n)])
             main = name in MAIN
-            temperature = _temperatures(n, rng, cold=0.75 if main else 0.6)
-            bodies.append(_body(name, molecule, starts, temperature))
+            temperature = temperatures(n, rng, cold=0.75 if main else 0.6)
+            bodies.append(single_body(name, molecule, starts, temperature))
             molecules.append(molecule)
         if not bodies:
             return []
@@ -234,8 +163,8 @@ class BroadSampler:
             parts.append(("thermal", body, flat, trajectory, kelvin))
             share = max(6, len(flat) // 8)
             rows = rng.integers(len(flat), size=share)
-            varied = np.stack([_varied(flat[row], body, molecule, rng) for row in rows])
-            parts.append(("varied", body, varied, trajectory[rows], kelvin[rows] * 0.0))
+            changed = np.stack([varied(flat[row], body, molecule, rng) for row in rows])
+            parts.append(("varied", body, changed, trajectory[rows], kelvin[rows] * 0.0))
         return self._labelled(parts)
 
     def _pairs(self, names: list[str], rng: np.random.Generator) -> list[Any]:
@@ -244,15 +173,15 @@ class BroadSampler:
             first, second = (
                 embed(smiles, 3, int(rng.integers(2**31))) for smiles in name.split(".")
             )
-            shape = _merged(name, [first, second])
+            shape = merged(name, [first, second])
             orientation = 3 if first.rings and second.rings else 2
             for kind in range(orientation):
-                path = _approach(first, second, kind, rng)
+                path = approach(first, second, kind, rng)
                 path = path + 0.02 * rng.standard_normal((1, *path.shape[1:]))
                 paths.append(("approach", shape(path, np.zeros(len(path))), path, kind))
             starts = np.stack(
                 [
-                    _approach(first, second, k % orientation, rng, np.array([f]))[0]
+                    approach(first, second, k % orientation, rng, np.array([f]))[0]
                     for k, f in enumerate(rng.uniform(0.8, 1.15, 3))
                 ]
             )
@@ -270,7 +199,7 @@ class BroadSampler:
         return self._labelled(parts)
 
     def _clusters(self, names: list[str], rng: np.random.Generator) -> list[Any]:
-        bodies = [_cluster(name, 10, rng) for name in names]
+        bodies = [cluster(name, 10, rng) for name in names]
         runs = self._dynamics_of(bodies, rng, warm=80, stride=15, n_frames=8, held=0.3)
         parts = []
         for body, frames in zip(bodies, runs, strict=True):
@@ -288,10 +217,10 @@ class BroadSampler:
                 members = [embed(s, 2, int(rng.integers(2**31))) for s in name.split(".")]
             except ValueError:
                 continue
-            build = _merged(name, members)
+            build = merged(name, members)
             if len(members) == 2:
                 factors = np.geomspace(1.1, 0.3, 14)
-                path = _approach(members[0], members[1], int(rng.integers(2)), rng, factors)
+                path = approach(members[0], members[1], int(rng.integers(2)), rng, factors)
                 paths, stratum = (
                     [path + 0.02 * rng.standard_normal((1, *path.shape[1:]))],
                     "approach",
@@ -299,11 +228,11 @@ class BroadSampler:
             else:
                 stratum, paths = "bond", []
                 for _ in range(3):
-                    base = _twisted(members[0], int(rng.integers(2)), rng)
+                    base = twisted(members[0], int(rng.integers(2)), rng)
                     base = base + 0.03 * rng.standard_normal(base.shape)
                     row = int(rng.integers(len(members[0].bonds)))
                     for ratios in (np.linspace(1.05, 2.4, 10), np.linspace(0.97, 0.5, 7)):
-                        paths.append(_stretched(base, members[0], row, ratios))
+                        paths.append(stretched(base, members[0], row, ratios))
             body = build(np.concatenate(paths), np.zeros(sum(len(p) for p in paths)))
             parts.append(
                 Frames(
@@ -341,7 +270,7 @@ class BroadSampler:
         labelled = label_frames(gridded, self._reference, self.shifts)
         good = np.linalg.norm(labelled.forces, axis=-1).max(1) < 1000.0
         labels = self._teacher.label(
-            _padded(frames.species, frames.n_atoms, labelled.frames.n_frames),
+            padded_species(frames.species, frames.n_atoms, labelled.frames.n_frames),
             labelled.frames.positions,
         )
         atomic = np.where((labelled.source == "teacher")[:, None], labels.atomic, np.nan)
@@ -370,7 +299,7 @@ class BroadSampler:
         """
         n_max = max(body.n_atoms for body in bodies)
         species = np.concatenate(
-            [_padded(body.species, n_max, len(body.positions)) for body in bodies]
+            [padded_species(body.species, n_max, len(body.positions)) for body in bodies]
         )
         x = np.concatenate(
             [np.pad(b.positions, ((0, 0), (0, n_max - b.n_atoms), (0, 0))) for b in bodies]
@@ -458,7 +387,7 @@ class BroadSampler:
         if not kept:
             return []
         n_max = max(frames.n_atoms for frames, _ in kept)
-        species = np.concatenate([_padded(f.species, n_max, f.n_frames) for f, _ in kept])
+        species = np.concatenate([padded_species(f.species, n_max, f.n_frames) for f, _ in kept])
         x = np.concatenate(
             [np.pad(f.positions, ((0, 0), (0, n_max - f.n_atoms), (0, 0))) for f, _ in kept]
         )
@@ -501,211 +430,3 @@ def sample_broad(
                 shifts = load_references(folder, "shifts_eV")
                 sampler = BroadSampler(seed, shifts, excursions)
             save_packed(path, sampler.run(job))
-
-
-def _body(name: str, molecule: Embedded, starts: Float, temperature_K: Float) -> Body:
-    return Body(
-        name,
-        molecule.species,
-        molecule.masses,
-        molecule.bonds,
-        molecule.lengths,
-        np.zeros(molecule.n_atoms, dtype=np.int64),
-        starts,
-        temperature_K,
-    )
-
-
-def _merged(name: str, members: list[Embedded]) -> Callable[[Float, Float], Body]:
-    """Several molecules as one body."""
-    starts = np.cumsum([0, *(m.n_atoms for m in members)])
-    bonds = np.concatenate([m.bonds + s for m, s in zip(members, starts[:-1], strict=True)])
-    parts = np.concatenate([np.full(m.n_atoms, k) for k, m in enumerate(members)])
-
-    def build(positions: Float, temperature_K: Float) -> Body:
-        return Body(
-            name,
-            np.concatenate([m.species for m in members]),
-            np.concatenate([m.masses for m in members]),
-            bonds,
-            np.concatenate([m.lengths for m in members]),
-            parts,
-            positions,
-            temperature_K,
-        )
-
-    return build
-
-
-def _temperatures(n: int, rng: np.random.Generator, cold: float) -> Float:
-    """200 to 600 K for a share of them, up to 1000 K for the rest."""
-    low = rng.random(n) < cold
-    return np.where(low, rng.uniform(200.0, 600.0, n), rng.uniform(600.0, 1000.0, n))
-
-
-def _twisted(molecule: Embedded, copy: int, rng: np.random.Generator) -> Float:
-    """A conformer; every second with one or two bonds turned by any angle, unless atoms clash."""
-    x = molecule.positions[copy % len(molecule.positions)]
-    if copy % 2 == 0 or not len(molecule.rotors):
-        return np.asarray(x)
-    for _ in range(4):
-        trial = x
-        for i, j in molecule.rotors[rng.integers(len(molecule.rotors), size=rng.integers(1, 3))]:
-            side = _side_of(molecule.bonds, int(i), int(j), molecule.n_atoms)
-            turn = _rotation(trial[j] - trial[i], float(rng.uniform(0.0, 2.0 * np.pi)))
-            trial = np.where(side[:, None], (trial - trial[i]) @ turn.T + trial[i], trial)
-        if not _clash(trial, molecule.species, molecule.bonds):
-            return np.asarray(trial)
-    return np.asarray(x)
-
-
-def _clash(x: Float, species: Int, bonds: Int) -> bool:
-    """Whether two atoms with two bonds or more between them are nearer than 0.62 contacts."""
-    radius = np.array([CONTACT[int(z)] for z in species])
-    d = np.linalg.norm(x[:, None] - x[None], axis=-1) / (radius[:, None] + radius[None])
-    linked = np.eye(len(x), dtype=bool)
-    linked[bonds[:, 0], bonds[:, 1]] = linked[bonds[:, 1], bonds[:, 0]] = True
-    near = (linked.astype(int) @ linked.astype(int)) > 0  # bonded, or to the same atom
-    return bool((np.where(near, 9.0, d) < 0.62).any())
-
-
-def _varied(x: Float, body: Body, molecule: Embedded, rng: np.random.Generator) -> Float:
-    """A frame changed in one way: a bond's length, a rotor's angle, or every atom a little."""
-    choice = rng.random()
-    if choice < 0.4:
-        row = int(rng.integers(len(molecule.bonds)))
-        return np.asarray(_stretched(x, molecule, row, rng.uniform(0.82, 1.33, 1))[0])
-    if choice < 0.7 and len(molecule.rotors):
-        i, j = (int(k) for k in molecule.rotors[int(rng.integers(len(molecule.rotors)))])
-        side = _side_of(molecule.bonds, i, j, molecule.n_atoms)
-        turn = _rotation(x[j] - x[i], float(rng.uniform(0.0, 2.0 * np.pi)))
-        trial = np.where(side[:, None], (x - x[i]) @ turn.T + x[i], x)
-        if not _clash(trial, body.species, body.bonds):
-            return np.asarray(trial)
-    return np.asarray(x + rng.uniform(0.01, 0.07) * rng.standard_normal(x.shape))
-
-
-def _stretched(x: Float, molecule: Embedded, row: int, ratios: Float) -> Float:
-    """A bond at some multiples of its length: shape (n_ratios, n_atoms, 3)."""
-    i, j = (int(k) for k in molecule.bonds[row])
-    side = _side_of(molecule.bonds, i, j, molecule.n_atoms)
-    if side[i]:  # in a ring: its second atom moves alone
-        side = np.zeros(molecule.n_atoms, dtype=bool)
-        side[j] = True
-    axis = x[j] - x[i]
-    length = float(np.linalg.norm(axis))
-    shift = (ratios * molecule.lengths[row] - length)[:, None] * axis / length
-    return np.asarray(x + side[None, :, None] * shift[:, None, :])
-
-
-def _approach(
-    first: Embedded,
-    second: Embedded,
-    kind: int,
-    rng: np.random.Generator,
-    factors: Float = APPROACH,
-) -> Float:
-    """Two molecules along a path of contacts: (n, n_atoms, 3).
-
-    kind 0 has a random atom of each face the other, 1 any orientation, 2 two aromatic rings,
-    stacked or T-shaped.
-    """
-    a = first.positions[int(rng.integers(len(first.positions)))]
-    b = second.positions[int(rng.integers(len(second.positions)))]
-    if kind == 2:
-        a, b = _flat(a, first, rng), _flat(b, second, rng)
-        spin = _rotation(np.array([0.0, 0.0, 1.0]), float(rng.uniform(0.0, 2.0 * np.pi)))
-        if rng.random() < 0.5:
-            b = b @ _rotation(np.array([1.0, 0.0, 0.0]), np.pi / 2).T
-        b = b @ spin.T
-        shift = np.append(rng.uniform(-1.8, 1.8, 2), 0.0)
-        a, direction = a - shift, np.array([0.0, 0.0, 1.0])
-    elif kind == 0:
-        direction = np.array([1.0, 0.0, 0.0])
-        # Atoms at the rim and hetero-atoms meet most.
-        i, j = (int(rng.choice(m.n_atoms, p=_exposed(m))) for m in (first, second))
-        a = _facing(a - a[i], direction, rng)
-        b = _facing(b - b[j], -direction, rng)
-    else:
-        direction = np.array([1.0, 0.0, 0.0])
-        a = (a - a.mean(0)) @ random_rotation(rng).T
-        b = (b - b.mean(0)) @ random_rotation(rng).T
-    radius_a = np.array([CONTACT[int(z)] for z in first.species])
-    radius_b = np.array([CONTACT[int(z)] for z in second.species])
-    contact = radius_a[:, None] + radius_b[None]
-    path = []
-    for factor in factors:
-        low, high = 0.0, 30.0
-        for _ in range(30):
-            middle = 0.5 * (low + high)
-            d = np.linalg.norm(a[:, None] - (b + middle * direction)[None], axis=-1)
-            # From far away inwards: the first contact.
-            if (d / contact).min() > factor:
-                high = middle
-            else:
-                low = middle
-        path.append(np.concatenate([a, b + high * direction]))
-    return np.stack(path)
-
-
-def _exposed(molecule: Embedded) -> Float:
-    degree = np.bincount(molecule.bonds.ravel(), minlength=molecule.n_atoms)
-    weight = np.where(molecule.species > 6, 4.0, np.where(degree == 1, 1.0, 0.4))
-    polar = np.zeros(molecule.n_atoms)
-    for i, j in molecule.bonds:
-        for h, x in ((i, j), (j, i)):
-            if molecule.species[h] == 1 and molecule.species[x] > 6:
-                polar[h] = 3.0
-    return np.asarray((weight + polar) / (weight + polar).sum())
-
-
-def _flat(x: Float, molecule: Embedded, rng: np.random.Generator) -> Float:
-    """The first aromatic ring at the origin, its plane normal to z, either face up."""
-    ring = list(molecule.rings[0])
-    x = x - x[ring].mean(0)
-    _, _, axes = np.linalg.svd(x[ring])
-    axes = axes * np.array([1.0, 1.0, rng.choice([-1.0, 1.0])])[:, None]
-    if np.linalg.det(axes) < 0.0:
-        axes[0] = -axes[0]
-    return np.asarray(x @ axes.T)
-
-
-def _cluster(name: str, n_copies: int, rng: np.random.Generator) -> Body:
-    """Molecules on a lattice of about the liquid's density; `X+n*Y` has X inside."""
-    centre, _, shell = name.rpartition("+")
-    count, smiles = shell.split("*")
-    n = int(count)
-    solvent = embed(smiles, 1, int(rng.integers(2**31)))
-    inner = [embed(centre, 1, int(rng.integers(2**31)))] if centre else []
-    build = _merged(name, [*inner, *[solvent] * n])
-    frames = []
-    for _ in range(n_copies):
-        spacing = LATTICE_ANGSTROM[smiles] * rng.uniform(0.9, 1.08)
-        cells = np.stack(np.meshgrid(*[np.arange(-4.0, 5.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
-        sites = spacing * (cells + rng.uniform(-0.5, 0.5, 3))
-        sites = sites[np.argsort(np.linalg.norm(sites, axis=1))]
-        placed: list[Float] = []
-        if inner:
-            x = inner[0].positions[0]
-            placed.append((x - x.mean(0)) @ random_rotation(rng).T)
-        for site in sites:
-            if len(placed) == n + len(inner):
-                break
-            best, gap = None, 0.0
-            for _ in range(12):  # the freest of a few orientations
-                y = solvent.positions[0]
-                y = (y - y.mean(0)) @ random_rotation(rng).T + site
-                near = min(
-                    (float(np.linalg.norm(y[:, None] - z[None], axis=-1).min()) for z in placed),
-                    default=9.0,
-                )
-                if near > gap:
-                    best, gap = y, near
-            if best is not None and gap > 1.45:
-                placed.append(best)
-        frames.append(np.concatenate(placed))
-    return build(np.stack(frames), rng.uniform(200.0, 550.0, n_copies))
-
-
-def _padded(species: Int, n_max: int, n_copies: int) -> Int:
-    return np.tile(np.pad(species, (0, n_max - len(species))), (n_copies, 1))

@@ -1,6 +1,10 @@
 """Trains students on a pack within a limit of time: on a GPU all of them at once, in minutes.
 
-    python -m omm_mlff.distill.fast --data PACK --out FOLDER --time-limit-s 320
+    python -m omm_mlff.distill.fast --data PACK --out FOLDER --time-limit-s 320 \\
+        --starts STARTS --teacher TEACHER --sample-s 40
+
+With the last three it first samples and labels frames itself, and trains on both; these frames are
+left in the folder as well.
 
 A step (drawing frames, forces, their gradient, clipping, AdamW, averaged weights) has fixed shapes
 and never waits for the device: on CUDA it is recorded once and replayed as a graph, every student
@@ -22,6 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -31,7 +36,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from omm_mlff.distill.dense import Slab, atomic_energies, by_slab
-from omm_mlff.distill.packed import STRATA, PackedFrames, PackedScale, load_training_pack
+from omm_mlff.distill.on_device import DeviceSampler
+from omm_mlff.distill.packed import (
+    STRATA,
+    PackedFrames,
+    PackedScale,
+    content_hash,
+    joined,
+    load_training_pack,
+    save_packed,
+    selected,
+)
 from omm_mlff.distill.padded import (
     MAIN_SHARE,
     SizeClass,
@@ -41,6 +56,7 @@ from omm_mlff.distill.padded import (
     roles,
     size_limits,
 )
+from omm_mlff.distill.starts import load_starts
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
 
 Float = NDArray[np.float64]
@@ -50,6 +66,10 @@ TARGETS = {"original": (0.025, 0.07), "tiny": (0.035, 0.10), "ultra-tiny": (0.04
 
 SHARES = {"original": 0.55, "tiny": 0.25, "ultra-tiny": 0.20}
 """Of the time where students take turns."""
+
+LEARNING_RATES = {"original": 2e-3, "tiny": 3e-3, "ultra-tiny": 4e-3}
+
+LOG_FILE = "training.json"
 
 _N_CLASSES = 6
 _TABLE_STEPS = 4000
@@ -398,6 +418,7 @@ class Run:
         self.best: tuple[float, Tensor] | None = None
         self.slower = 1.0
         self.n_resets = 0
+        self._hash = ""
         self._best_state = training.state()
         self._mirror = new_student(self.name, np.zeros(9)).network.to(training.device)
         self._cuda = training.device.type == "cuda"
@@ -480,7 +501,7 @@ class Run:
         )
 
     def save(self) -> None:
-        """Write the best weights so far, and the log."""
+        """Write the best weights so far."""
         if self.best is None:
             return
         student = new_student(self.name, np.array(self.about["free_atoms_eV"]))
@@ -492,21 +513,23 @@ class Run:
         tensors = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
         payload = save(tensors)
         _replace(self.folder / f"{self.name}.safetensors", payload)
-        log = {
-            **self.about,
-            "student": self.name,
+        self._hash = hashlib.sha256(payload).hexdigest()
+
+    def log(self) -> dict[str, Any]:
+        """What there is to say of it."""
+        return {
             "plan": dataclasses.asdict(self.training.plan),
-            "sha256": hashlib.sha256(payload).hexdigest(),
+            "sha256": self._hash,
             "n_steps": int(self.training.counter.item()),
             "batch_size": int(self.training.counts.sum()),
             "n_resets": self.n_resets,
             "history": self.history,
         }
-        _replace(self.folder / f"{self.name}.json", (json.dumps(log, indent=1) + "\n").encode())
 
 
 def train_all(
-    data: Path,
+    frames: PackedFrames,
+    scale: PackedScale,
     folder: Path,
     plans: list[FastPlan],
     *,
@@ -518,31 +541,28 @@ def train_all(
     save_every_s: float = 20.0,
     began: float | None = None,
 ) -> None:
-    """Train every student until the time is up; the best weights and a log of each are in `folder`.
+    """Train every student until the time is up; the best weights and the log are in `folder`.
 
     Parameters
     ----------
-    data : a pack with its scale
     time_limit_s : for everything, from `began` on
     start : a folder that an earlier training left: its weights are started from
     began : `time.monotonic()` when the time began to count; now where None
-
-    Raises
-    ------
-    InputError : `data` is no pack
     """
     began = time.monotonic() if began is None else began
 
     def spent() -> float:
         return time.monotonic() - began
 
+    def keep() -> None:
+        for run in runs:
+            run.save()
+        log = {**about, "students": {run.name: run.log() for run in runs}}
+        _replace(folder / LOG_FILE, (json.dumps(log, indent=1) + "\n").encode())
+
     folder.mkdir(parents=True, exist_ok=True)
-    frames, scale = load_training_pack(data)
-    say(f"{spent():6.1f} s  {frames.n_frames} frames of {len(frames.names)} molecules")
-    runs = [
-        Run(training, probe, folder, about, say)
-        for training, probe, about in _prepared(frames, scale, data, plans, device, start)
-    ]
+    trainings, probe, about = _prepared(frames, scale, plans, device, start)
+    runs = [Run(training, probe, folder, about, say) for training in trainings]
     say(f"{spent():6.1f} s  prepared; batches of {[int(r.training.counts.sum()) for r in runs]}")
     reserve = min(6.0, 0.05 * time_limit_s)
     first = spent()
@@ -550,12 +570,10 @@ def train_all(
     while (now := spent()) < time_limit_s - reserve:
         phase = (now - first) / max(1e-9, time_limit_s - reserve - first)
         if device.type == "cuda":
-            busy = True
-            for run in runs:
-                if run.ready():
-                    run.advance(phase)
-                    busy = False
-            if busy:
+            ready = [run for run in runs if run.ready()]
+            for run in ready:
+                run.advance(phase)
+            if not ready:
                 time.sleep(5e-5)
         else:
             min(runs, key=lambda r: r.used / SHARES.get(r.name, 0.2)).advance(phase)
@@ -566,24 +584,22 @@ def train_all(
             looked_for = spent() - now
         if now - last_save >= save_every_s:
             last_save = now
-            for run in runs:
-                run.save()
+            keep()
     if device.type == "cuda":
         torch.cuda.synchronize()
     for run in runs:
         say(run.look(spent(), 1.0))
-        run.save()
+    keep()
     say(f"{spent():6.1f} s  done")
 
 
 def _prepared(
     frames: PackedFrames,
     scale: PackedScale,
-    data: Path,
     plans: list[FastPlan],
     device: torch.device,
     start: Path | None,
-) -> list[tuple[FastTraining, Probe, dict[str, Any]]]:
+) -> tuple[list[FastTraining], Probe, dict[str, Any]]:
     aside, unseen = roles(frames, seed=0)
     trained = ~(aside | unseen)
     probability = draw_probability(frames, trained)
@@ -593,7 +609,7 @@ def _prepared(
     probe_rows = _probe_rows(frames, aside, unseen)
     probe = Probe(frames, padded(frames, probe_rows, limits, any_student, scale, device), unseen)
     about = {
-        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "data_hash": content_hash(frames),
         "n_frames": int(trained.sum()),
         "n_held_out": int((~trained).sum()),
         "size_classes": limits,
@@ -610,8 +626,8 @@ def _prepared(
             flat = torch.cat([tensors[f"network.{name}"].reshape(-1) for name in names])
             training.flat.copy_(flat)
             training.averaged.copy_(flat)
-        prepared.append((training, probe, about))
-    return prepared
+        prepared.append(training)
+    return prepared, probe, about
 
 
 def _probe_rows(
@@ -637,22 +653,59 @@ def _replace(path: Path, payload: bytes) -> None:
     os.replace(partial, path)
 
 
+def sampled(
+    starts: Path,
+    teacher: Path,
+    *,
+    device: torch.device,
+    seconds: float,
+    n_frames: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> PackedFrames | None:
+    """Frames made here and now; None where that fails: there may be others to train on."""
+    try:
+        sampler = DeviceSampler(load_starts(starts), load_file(teacher), device, seed)
+        return sampler.run(seconds, n_frames, say)
+    except RuntimeError as error:
+        say(f"no frames are sampled: {str(error).splitlines()[0]}")
+        return None
+
+
+def keep_frames(
+    frames: PackedFrames, scale: PackedScale, folder: Path, n_files: int
+) -> list[Thread]:
+    """Write frames to files of like size, each by a thread that xz does not keep from training."""
+    owner = np.arange(frames.n_frames) * n_files // max(1, frames.n_frames)
+    threads = []
+    for k in range(n_files):
+        part = selected(frames, owner == k)
+        path = folder / f"frames-{k}.npz.xz"
+        threads.append(Thread(target=save_packed, args=(path, part, scale), daemon=True))
+        threads[-1].start()
+    return threads
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     began = time.monotonic()
-    parser = argparse.ArgumentParser(prog="omm_mlff.distill.fast", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = argparse.ArgumentParser(prog="omm_mlff.distill.fast")
+    parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--time-limit-s", type=float, default=320.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--student", action="append", choices=list(STUDENT_CONFIGS))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument("--start", type=Path, help="weights of an earlier training to go on from")
+    parser.add_argument("--starts", type=Path, help="structures to sample from")
+    parser.add_argument("--teacher", type=Path, help="the teacher's tensors")
+    parser.add_argument("--sample-s", type=float, default=40.0)
+    parser.add_argument("--sample-frames", type=int, default=220_000)
     options = parser.parse_args(arguments)
-    rates = {"original": 2e-3, "tiny": 3e-3, "ultra-tiny": 4e-3}
+    device = torch.device(options.device)
     plans = [
-        FastPlan(name, options.seed, options.batch_size, rates[name])
+        FastPlan(name, options.seed, options.batch_size, LEARNING_RATES[name])
         for name in options.student or list(STUDENT_CONFIGS)
     ]
 
@@ -660,16 +713,43 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
+    packs = [load_training_pack(path) for path in options.data]
+    frames, scale = joined([pack for pack, _ in packs]), packs[0][1]
+    say(f"{time.monotonic() - began:6.1f} s  {frames.n_frames} frames read")
+    writing: list[Thread] = []
+    if options.starts is not None and options.teacher is not None:
+        more = sampled(
+            options.starts,
+            options.teacher,
+            device=device,
+            seconds=options.sample_s,
+            n_frames=options.sample_frames,
+            seed=options.seed,
+            say=say,
+        )
+        if more is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            # 11 bytes an atom when packed; files of no more than 15 MB.
+            n_files = min(4, 1 + 11 * len(more.species) // 15_000_000)
+            writing = keep_frames(more, scale, options.out, n_files)
+            frames = joined([frames, more])
+    say(
+        f"{time.monotonic() - began:6.1f} s  {frames.n_frames} frames of {len(frames.names)} "
+        f"molecules, {frames.n_atoms.mean():.1f} atoms each"
+    )
     train_all(
-        options.data,
+        frames,
+        scale,
         options.out,
         plans,
-        device=torch.device(options.device),
+        device=device,
         time_limit_s=options.time_limit_s,
         say=say,
         start=options.start,
         began=began,
     )
+    for thread in writing:
+        thread.join()
     return 0
 
 

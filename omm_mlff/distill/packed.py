@@ -7,6 +7,7 @@ rounding of a force, 2.5e-4 of it, is far below what a student can learn.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import lzma
 import os
@@ -121,8 +122,13 @@ _SCALE = "scale_"
 _PER_ATOM = ("species", "positions", "forces", "atomic")
 
 
-def joined(parts: list[PackedFrames]) -> PackedFrames:
-    """Several packs as one; a name stands once, trajectories of one molecule stay apart."""
+def joined(parts: list[PackedFrames], *, apart: bool = True) -> PackedFrames:
+    """Several packs as one, in which a name stands once.
+
+    Parameters
+    ----------
+    apart : whether equal numbers of trajectories in different parts mean different trajectories
+    """
     names: dict[str, int] = {}
     used: dict[int, int] = {}
     molecule, trajectory = [], []
@@ -130,7 +136,7 @@ def joined(parts: list[PackedFrames]) -> PackedFrames:
         row = np.array([names.setdefault(str(n), len(names)) for n in part.names], dtype=np.int32)
         where = row[part.molecule] if len(row) else part.molecule
         moved = part.trajectory.copy()
-        for number in np.unique(where).tolist():
+        for number in np.unique(where).tolist() if apart else ():
             mine = where == number
             moved[mine] += used.get(number, 0)
             used[number] = int(moved[mine].max()) + 1
@@ -162,6 +168,14 @@ def selected(frames: PackedFrames, rows: NDArray[np.bool_]) -> PackedFrames:
     )
 
 
+def content_hash(frames: PackedFrames) -> str:
+    """sha256 over everything a training sees, in order."""
+    digest = hashlib.sha256()
+    for item in fields(PackedFrames):
+        digest.update(np.ascontiguousarray(getattr(frames, item.name)).tobytes())
+    return digest.hexdigest()
+
+
 def save_packed(path: Path, frames: PackedFrames, scale: PackedScale | None = None) -> None:
     """Write a pack, by xz where the name ends in .xz; `scale` makes it one to train on."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +183,7 @@ def save_packed(path: Path, frames: PackedFrames, scale: PackedScale | None = No
     arrays = {item.name: getattr(frames, item.name) for item in fields(PackedFrames)}
     if scale is not None:
         arrays |= {_SCALE + i.name: np.array(getattr(scale, i.name)) for i in fields(PackedScale)}
-    with lzma.open(partial, "wb", preset=6) if path.suffix == ".xz" else partial.open("wb") as file:
+    with lzma.open(partial, "wb", preset=3) if path.suffix == ".xz" else partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     os.replace(partial, path)
 

@@ -225,12 +225,12 @@ def _class(
     return SizeClass(
         rows,
         tensor(index, torch.int64),
-        tensor(real, torch.bool),
+        tensor(np.asarray(real), torch.bool),
         tensor(positions),
         tensor(forces - prior_forces),
         tensor(frames.energies[rows] - (reference + prior_atomic).sum(1)),
         tensor(np.where(real, np.nan_to_num(atomic) + own - reference - prior_atomic, 0.0)),
-        tensor(has_atomic),
+        tensor(np.asarray(has_atomic)),
         tensor(1.0 / (1.0 + strongest / force_scale)),
     )
 
