@@ -26,7 +26,14 @@ from omm_mlff.distill.frames import Frames, load_frames
 from omm_mlff.distill.label import in_range, label_folder, label_frames, load_references
 from omm_mlff.distill.library import TEST, embed, library
 from omm_mlff.distill.molecules import molecule_names
-from omm_mlff.distill.packed import GRID, PackedFrames, joined, save_packed
+from omm_mlff.distill.packed import (
+    GRID,
+    PackedFrames,
+    PackedScale,
+    joined,
+    load_packed,
+    save_packed,
+)
 from omm_mlff.distill.placing import (
     MAIN,
     MONOMERS,
@@ -42,7 +49,8 @@ from omm_mlff.distill.placing import (
     varied,
 )
 from omm_mlff.distill.sample import Sampler, needs_xtb, plan_for
-from omm_mlff.teachers.ani import Teacher
+from omm_mlff.errors import InputError
+from omm_mlff.teachers.ani import TEACHER_SPECIES, Teacher
 from omm_mlff.teachers.mixed import MixedTeacher
 
 Float = NDArray[np.float64]
@@ -430,3 +438,20 @@ def sample_broad(
                 shifts = load_references(folder, "shifts_eV")
                 sampler = BroadSampler(seed, shifts, excursions)
             save_packed(path, sampler.run(job))
+
+
+def pack_folder(folder: Path) -> tuple[PackedFrames, PackedScale]:
+    """Everything that jobs have left in a folder, to train on.
+
+    Raises
+    ------
+    InputError : nothing is there
+    """
+    parts = [load_packed(path) for path in sorted(folder.glob("*.npz"))]
+    parts = [part for part in parts if part.n_frames]
+    if not parts:
+        raise InputError(f"{folder} holds no frames; run: omm-mlff distill broad")
+    free_atoms = np.zeros(max(TEACHER_SPECIES) + 1)
+    for number, energy in load_references(folder).items():
+        free_atoms[number] = energy
+    return joined(parts), PackedScale(free_atoms, MixedTeacher((0,)).self_energies)

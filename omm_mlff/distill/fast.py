@@ -15,6 +15,7 @@ torch, numpy and safetensors; `release` makes a checkpoint of what it leaves.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -36,8 +37,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from omm_mlff.distill.dense import Slab, atomic_energies, by_slab
+from omm_mlff.distill.library import library
 from omm_mlff.distill.on_device import DeviceSampler
 from omm_mlff.distill.packed import (
+    SOURCES,
     STRATA,
     PackedFrames,
     PackedScale,
@@ -67,6 +70,9 @@ TARGETS = {"original": (0.025, 0.07), "tiny": (0.035, 0.10), "ultra-tiny": (0.04
 SHARES = {"original": 0.55, "tiny": 0.25, "ultra-tiny": 0.20}
 """Of the time where students take turns."""
 
+PACE = {"original": 1.0, "tiny": 1.2, "ultra-tiny": 1.5}
+"""Steps in the same time where they run side by side, so that the small ones leave room."""
+
 LEARNING_RATES = {"original": 2e-3, "tiny": 3e-3, "ultra-tiny": 4e-3}
 
 LOG_FILE = "training.json"
@@ -76,6 +82,9 @@ _TABLE_STEPS = 4000
 _PROBE_FRAMES = 2400
 _QUEUE = 2
 """Steps of a student that wait on its stream: enough to keep it busy, few enough to keep time."""
+
+_AHEAD = 12
+"""The same for the others while one of them is looked at."""
 
 
 @dataclass(frozen=True)
@@ -383,6 +392,7 @@ def recorded(training: FastTraining, stream: Any, pool: Any) -> tuple[Callable[[
     RuntimeError : the step cannot be recorded
     """
     state = training.state()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         for _ in range(3):
             training.step()
@@ -407,6 +417,7 @@ class Run:
         about: dict[str, Any],
         say: Callable[[str], None],
         record: Callable[..., tuple[Callable[[], None], Any]] = recorded,
+        on_gpu: bool | None = None,
     ) -> None:
         self.training = training
         self.name = training.plan.student
@@ -414,6 +425,7 @@ class Run:
         self.folder = folder
         self.about = about
         self.used = 0.0
+        self.n_taken = 0
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, Tensor] | None = None
         self.slower = 1.0
@@ -421,7 +433,7 @@ class Run:
         self._hash = ""
         self._best_state = training.state()
         self._mirror = new_student(self.name, np.zeros(9)).network.to(training.device)
-        self._cuda = training.device.type == "cuda"
+        self._cuda = training.device.type == "cuda" if on_gpu is None else on_gpu
         self._stream: Any = torch.cuda.Stream() if self._cuda else None  # type: ignore[no-untyped-call]
         self._waiting: deque[Any] = deque()
         self._quick = self._exact = training.step
@@ -433,18 +445,25 @@ class Run:
                 self._exact, _ = record(training, self._stream, pool)
             except RuntimeError as error:  # the plain step still works
                 say(f"{self.name}: no graph ({str(error).splitlines()[0]}); every step is launched")
-                torch.cuda.synchronize()
+                with contextlib.suppress(RuntimeError):  # of the recording that failed
+                    torch.cuda.synchronize()
                 self._quick = self._exact = training.step
             _round_to_tf32(False)
 
-    def ready(self) -> bool:
-        """Whether its stream could take another step."""
+    @property
+    def progress(self) -> float:
+        """Steps taken, on the scale on which students that keep their pace are level."""
+        return self.n_taken / PACE.get(self.name, 1.0)
+
+    def ready(self, n_waiting: int = _QUEUE) -> bool:
+        """Whether fewer steps than this wait on its stream."""
         while self._waiting and self._waiting[0].query():
             self._waiting.popleft()
-        return len(self._waiting) < _QUEUE
+        return len(self._waiting) < n_waiting
 
     def advance(self, phase: float) -> None:
         """Enqueue a step, or take it where there is no stream."""
+        self.n_taken += 1
         step = self._quick if phase < self.training.plan.exact_from else self._exact
         if not self._cuda:
             begin = time.perf_counter()
@@ -570,7 +589,8 @@ def train_all(
     while (now := spent()) < time_limit_s - reserve:
         phase = (now - first) / max(1e-9, time_limit_s - reserve - first)
         if device.type == "cuda":
-            ready = [run for run in runs if run.ready()]
+            slowest = min(run.progress for run in runs)
+            ready = [run for run in runs if run.progress <= slowest + 2.0 and run.ready()]
             for run in ready:
                 run.advance(phase)
             if not ready:
@@ -580,6 +600,9 @@ def train_all(
         if now - last_look >= max(look_every_s, 10.0 * looked_for):
             last_look = now
             for run in runs:
+                for other in runs:
+                    while device.type == "cuda" and other is not run and other.ready(_AHEAD):
+                        other.advance(phase)
                 say(run.look(spent(), phase))
             looked_for = spent() - now
         if now - last_save >= save_every_s:
@@ -613,6 +636,7 @@ def _prepared(
         "n_frames": int(trained.sum()),
         "n_held_out": int((~trained).sum()),
         "size_classes": limits,
+        "training_domain": _domain(frames, trained),
         "free_atoms_eV": scale.free_atoms.tolist(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -628,6 +652,28 @@ def _prepared(
             training.averaged.copy_(flat)
         prepared.append(training)
     return prepared, probe, about
+
+
+def _domain(frames: PackedFrames, trained: NDArray[np.bool_]) -> dict[str, Any]:
+    """What a card says of the frames that were trained on."""
+    names = frames.names[np.unique(frames.molecule[trained])].tolist()
+    kelvin = frames.temperature_K[trained]
+    kelvin = kelvin[kelvin > 0.0]
+    single = {entry.smiles for entry in library()} | set(MAIN_SHARE)
+
+    def counts(rows: NDArray[np.int8], of: tuple[str, ...]) -> dict[str, int]:
+        numbers = np.bincount(rows[trained], minlength=len(of)).tolist()
+        return {name: n for name, n in zip(of, numbers, strict=True) if n}
+
+    return {
+        "molecules": sorted(name for name in names if name in single),
+        "n_pairs_and_clusters": sum(name not in single for name in names),
+        "charge": 0,
+        "temperature_K": [float(kelvin.min()), float(kelvin.max())] if len(kelvin) else None,
+        "n_frames": int(trained.sum()),
+        "strata": counts(frames.stratum, STRATA),
+        "labels": counts(frames.source, SOURCES),
+    }
 
 
 def _probe_rows(
