@@ -150,10 +150,17 @@ def make_starts(seed: int, n_copies: int = 20) -> Starts:
         n = 2 * n_copies if "+" not in name else n_copies
         body = cluster(name, n, rng)
         made.append(("thermal", body, body.positions, body.temperature_K))
-    return _packed(made)
+    return packed_starts(made)
 
 
-def _packed(made: list[tuple[str, Body, Float, Float]]) -> Starts:
+def packed_starts(made: list[tuple[str, Body, Float, Float]]) -> Starts:
+    """Pack structures.
+
+    Parameters
+    ----------
+    made : stratum, the body of all of these, positions (n, n_atoms, 3) in angstrom, and the
+        temperatures (n,) in K
+    """
     bodies: dict[str, Body] = {}
     for _, body, _, _ in made:
         bodies.setdefault(body.name, body)
