@@ -103,9 +103,9 @@ class FastPlan:
     energy_weight: float = 3.0
     atomic_weight: float = 0.3
     atomic_until: float = 0.5  # of the time: then the shares of atoms are the student's own affair
-    force_softness: float = 0.02  # eV/angstrom: smaller errors of a frame count squared
-    energy_softness: float = 0.002  # eV/atom
-    exact_from: float = 0.7  # of the time: before, matrix products on CUDA round to TF32
+    force_softness: float = 0.01  # eV/angstrom: smaller errors of a frame count squared
+    energy_softness: float = 0.001  # eV/atom
+    exact_from: float = 0.8  # of the time: before, matrix products on CUDA round to TF32
 
     def rate(self, phase: float) -> float:
         """Learning rate at a share of the time: linear warm-up, then a half cosine."""
@@ -480,11 +480,15 @@ class Run:
 
     def look(self, seconds: float, phase: float) -> str:
         """Measure, remember the best, go back from a training that has run away; one line."""
+        # On its own stream, or what is read here would be half a step old and half a step new.
+        with torch.cuda.stream(self._stream) if self._cuda else contextlib.nullcontext():
+            line = self._look(seconds, phase)
         if self._cuda:
-            with torch.cuda.stream(self._stream):
-                score = self.probe.score(self.training, self._mirror)
-        else:
-            score = self.probe.score(self.training, self._mirror)
+            self._stream.synchronize()
+        return line
+
+    def _look(self, seconds: float, phase: float) -> str:
+        score = self.probe.score(self.training, self._mirror)
         loss, force, energy, n = self.training.sums.double().cpu().tolist()
         self.training.sums.zero_()
         steps = int(self.training.counter.item())
