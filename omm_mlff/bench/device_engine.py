@@ -13,6 +13,7 @@ import faulthandler
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omm_mlff.errors import KernelError, OmmMlffError
+from omm_mlff.errors import KernelError, OmmMlffError, PlatformError
 from omm_mlff.forces.scripting import script
 from omm_mlff.students.checkpoint import load_student
 from omm_mlff.students.engine import MoleculeEngine
@@ -273,7 +274,8 @@ def main(
     if architecture:
         _fill_cache(architecture, (student for student, _ in cases), profiled=with_profile)
         return
-    faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True)
+    assert sys.__stderr__ is not None
+    faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True, file=sys.__stderr__)
     ends = time.monotonic() + limit_s
     rows: list[dict[str, Any]] = []
     document: dict[str, Any] = {"rows": rows, "profiles": {}}
@@ -299,7 +301,8 @@ def main(
                 document["profiles"][f"{student}, {molecule}, {n_copies}"] = ticks
         (out / FILE_NAME).write_text(json.dumps(document, indent=1), encoding="utf-8")
     except (RuntimeError, AssertionError, OmmMlffError) as error:
-        raise SystemExit(f"error: CUDA cannot be used: {str(error).splitlines()[0]}") from error
+        click.echo(f"error: CUDA cannot be used: {str(error).splitlines()[0]}", err=True)
+        raise SystemExit(PlatformError.exit_code) from error
     finally:
         click.echo(table(rows))
         for name, ticks in document["profiles"].items():
