@@ -206,6 +206,7 @@ def test_thread_sanitizer_sees_a_barrier_that_is_missing(tmp_path: Path) -> None
     assert "data race" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cluster", "n_threads", "n_copies", "n_teams"), SANITIZED)
 def test_address_sanitizer_finds_no_access_out_of_bounds(
     tmp_path: Path, cluster: int, n_threads: int, n_copies: int, n_teams: int
