@@ -234,7 +234,8 @@ TINIEST = layout.Variant(4, 1, 3, 4, float64=False, cluster=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100, 120])
 def test_nvrtc_compiles_for_every_architecture(architecture: int) -> None:
-    variant = TINIEST if architecture < 90 else layout.Variant(4, 1, 3, 4, False, 2)
+    clusters = architecture >= 90
+    variant = dataclasses.replace(TINIEST, cluster=1 + clusters, profile=clusters)
     cubin, log = device.compile_kernel(f"sm_{architecture}", variant)
     assert cubin[:4] == b"\x7fELF"
     assert 0 < Usage.read(log).registers <= 255
