@@ -142,7 +142,7 @@ def clock(monkeypatch):
     """
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
 
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, progress, allow_fallback):
         folder.mkdir()
         write_json(folder / STATUS_FILE, {"events": {}})
         clock.now += 1.0
@@ -172,7 +172,7 @@ def test_a_run_that_is_held_does_not_go_on(clock):
 
 
 def test_what_ends_the_run_comes_out_of_the_block(monkeypatch):
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, progress, allow_fallback):
         folder.mkdir()
         write_json(folder / STATUS_FILE, {"events": {}})
         progress(10, spec.n_steps)
