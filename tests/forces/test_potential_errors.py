@@ -293,9 +293,11 @@ def test_ctrl_c_inside_a_function_is_ctrl_c(tapped, tmp_path):
     assert (record.status["state"], record.events) == ("interrupted", {})
     again = simulate(record.spec, potential, SYSTEM, tmp_path / "run", resume=True)
     assert again.replica(0).n_frames == 200
-    with Evaluator(potential, SYSTEM, "Reference") as evaluator:
-        with pytest.raises(KeyboardInterrupt):
-            evaluator.evaluate(np.tile(SYSTEM.positions, (2500, 1, 1)))
+    with (
+        Evaluator(potential, SYSTEM, "Reference") as evaluator,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        evaluator.evaluate(np.tile(SYSTEM.positions, (2500, 1, 1)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
