@@ -25,7 +25,7 @@ from omm_mlff.verdict.judge import (
     undecided_runs,
 )
 from omm_mlff.verdict.measurement_file import MeasurementFile
-from omm_mlff.verdict.policies import load_policy
+from omm_mlff.verdict.policies import load_policies
 from omm_mlff.verdict.profiles import load_profile
 
 
@@ -117,9 +117,10 @@ def validate(
             f"{potential.card.name} carries no elements: name the system whose atoms it knows, in "
             "their order, with --system"
         )
-    policies = list(dict.fromkeys([str(policy), *POLICIES]))
-    for name in policies:  # before anything runs
-        check_scope(load_policy(name, all_declarations(), default_criteria()), chosen.scope)
+    # Before anything runs, and once: a file that is edited meanwhile changes no look at the runs.
+    policies = load_policies([policy, *POLICIES], all_declarations(), default_criteria())
+    for item in policies:
+        check_scope(item, chosen.scope)
     folder = Path(out) if out is not None else _fresh_folder(potential.card.name, chosen.name)
     campaign = campaigns.plan(
         potential,
@@ -145,7 +146,7 @@ def validate(
         profile=chosen.name,
         policy=next(iter(verdicts)),
         verdicts=verdicts,
-        diagnosis=diagnose(findings, measured.measurements),
+        diagnosis=diagnose(findings, measured.measurements, measured.declarations),
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
         provenance={
             **measured.provenance,

@@ -21,7 +21,8 @@ ALANINE = "alanine-nve-300K-0.5fs-5ps-x16"
 def at(run: str) -> Where:
     """The place of a run, from its name."""
     system, _, rest = run.partition("-nve-")
-    return Where(system=system, run=run, temperature_K=float(rest.partition("K-")[0]))
+    kelvin = float(rest.partition("K-")[0])
+    return Where(system=system, run=run, temperature_K=kelvin, length_ps=5.0)
 
 
 def made_up(name: str, n_parameters: int, *changes: Measurement) -> MeasurementFile:

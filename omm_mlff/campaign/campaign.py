@@ -299,8 +299,11 @@ def _planned(campaign: Campaign) -> tuple[Planned, ...]:
             places = [Where(system=system.name)]
             if "runs" in check.needs and not check.joint:
                 read = [run for run in runs if run.purpose in check.reads]
-                names = [RunRecord.open(campaign.run_folder(run)).spec.name for run in read]
-                places = [Where(system=system.name, run=name) for name in names]
+                specs = [RunRecord.open(campaign.run_folder(run)).spec for run in read]
+                places = [
+                    Where(system=system.name, run=item.name, length_ps=item.length_ps)
+                    for item in specs
+                ]
             planned += [Planned(row.name, place) for row in check.declares for place in places]
     return tuple(planned)
 
@@ -316,6 +319,10 @@ def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> Measure
         planned=_planned(campaign),
         measurements=tuple(measurements),
         provenance=_provenance(campaign, records),
+        runs={
+            record.spec.name: campaign.spec(run)
+            for run, record in zip(campaign.runs, records, strict=True)
+        },
     )
     path = campaign.folder / MEASUREMENTS_FILE
     with rundir.storage_errors(path):

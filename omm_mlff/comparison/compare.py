@@ -15,6 +15,7 @@ from omm_mlff.comparison.finished import Finished, read_finished
 from omm_mlff.comparison.forecast import Forecast
 from omm_mlff.comparison.rows import Row, as_table, rows_of, speed_ups
 from omm_mlff.errors import InputError
+from omm_mlff.schema import RunSpec
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Comparison:
         asked = [finished.policy for finished in self.models.values()]
         judged = [name for finished in self.models.values() for name in finished.verdicts]
         return list(dict.fromkeys(asked + judged))
+
+    def planned_run(self, name: str) -> RunSpec | None:
+        """A run as it was planned, by its name; None where no validation has kept that."""
+        for finished in self.models.values():
+            for spec in finished.measured.runs.values():
+                if spec.name == name:
+                    return spec
+        return None
 
     def select(self, quantity: str, model: str | None = None) -> list[Row]:
         """The rows of one quantity, of one model or of all."""

@@ -82,7 +82,14 @@ class Finished:
 
     def planned_name(self, run: str) -> str:
         """Name of a run before it was extended; the name itself where that is not known."""
+        if run in self.measured.runs:
+            return self.measured.runs[run].name
         return next((item.planned for item in self.runs if item.name == run), run)
+
+    def length_ps(self, run: str) -> float | None:
+        """How long a run was in the end; None where nothing says so."""
+        places = (item.where for item in self.measured.measurements)
+        return next((where.length_ps for where in places if where.run == run), None)
 
 
 def read_finished(folder: str | Path) -> Finished:

@@ -26,7 +26,7 @@ from omm_mlff.report.wording import (
     reason,
     repeat_command,
 )
-from omm_mlff.schema import CONFIDENCE, Finding, RunSpec
+from omm_mlff.schema import CONFIDENCE, Finding, Reason
 
 MOST_PLACES = 4
 """Places of one failure that are told one by one; the rest is counted."""
@@ -113,17 +113,15 @@ def shown(row: Row | None) -> str:
     return f"{number(row.value)} [{number(low)}, {number(high)}]"
 
 
-def run_in_words(planned: str) -> str:
-    """A run's name for a person: "alanine 300 K, 10 ps x 4"."""
-    length = RunSpec.length_ps_in(planned)
-    head, mark, tail = planned.partition("-nve-")
-    if not mark or length is None:
+def run_in_words(comparison: Comparison, planned: str) -> str:
+    """A run for a person: "alanine 300 K, 10 ps x 4"; its name where nothing more is known."""
+    spec = comparison.planned_run(planned)
+    if spec is None:
         return planned
-    temperature, _, rest = tail.partition("K-")
-    timestep = rest.partition("fs-")[0]
-    replicas = rest.rpartition("-x")[2]
-    text = f"{head} {temperature} K, {length:g} ps x {replicas}"
-    return text if timestep == "0.5" else f"{text}, {timestep} fs"
+    text = f"{spec.system} {spec.temperature_K:g} K, {spec.length_ps:g} ps x {spec.n_replicas}"
+    if spec.purpose != "production":
+        text += f", {spec.purpose}"
+    return text if spec.timestep_fs == 0.5 else f"{text}, {spec.timestep_fs:g} fs"
 
 
 def _decisions(comparison: Comparison) -> list[str]:
@@ -272,16 +270,16 @@ def _by_run(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[
     runs = dict.fromkeys(row.planned for row in comparison.rows if row.planned)
     rows = []
     for planned in runs:
-        for label in comparison.models:
+        for label, finished in comparison.models.items():
             cells = [
                 next((r for r in comparison.select(name, label) if r.planned == planned), None)
                 for name, _ in columns
             ]
             if not any(cells):
                 continue
-            where = run_in_words(planned)
+            where = run_in_words(comparison, planned)
             run = next(cell.run for cell in cells if cell is not None)
-            length = RunSpec.length_ps_in(run) if run else None
+            length = finished.length_ps(run) if run else None
             if run != planned and length is not None:
                 where += f" (extended to {length:g} ps)"
             rows.append((where, label, *_values(comparison, columns, cells, label)))
@@ -332,9 +330,7 @@ def _told(finding: Finding) -> str:
     if interval(finding):
         value += f" {interval(finding)}"
     # A cause may repeat the value against its bound, which is said here already.
-    cause = finding.cause
-    if " is above " in cause or " is below " in cause:
-        cause = cause.partition("; ")[2]
+    cause = finding.note if Reason.BEYOND_BOUND in finding.reasons else finding.cause
     parts = [f"{in_sentence(finding)} {value}, wanted {bound(finding)}", cause]
     if finding.where.atoms or finding.where.replica is not None:
         parts.append(where)

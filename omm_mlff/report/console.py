@@ -151,12 +151,12 @@ def _one_pass_a_check(rows: Sequence[Finding]) -> tuple[list[Finding], dict[int,
     beside: dict[int, int] = {}
     passes = [row for row in rows if row.status == "pass" and row.severity != "info"]
     for row in passes:
-        check = row.measurement.partition(".")[0]
+        check = row.check
         known = tightest.get(check)
         if known is None or excess(row) > excess(known):
             tightest[check] = row
     for check, row in tightest.items():
-        alike = [other for other in passes if other.measurement.partition(".")[0] == check]
+        alike = [other for other in passes if other.check == check]
         beside[id(row)] = len(alike) - 1
     kept = {id(row) for row in tightest.values()}
     shown = [row for row in rows if id(row) in kept or row.status != "pass"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where, finite
+from omm_mlff.schema import Criterion, Declaration, Measurement, RunSpec, Where, finite
 from omm_mlff.verdict.profiles import Scope, load_profile
 
 
@@ -38,6 +38,8 @@ class MeasurementFile:
     card : of the potential, as JSON; `dtype` decides which bounds apply
     declarations, default_criteria : of the checks that were there
     planned : what the campaign expected to be measured
+    runs : as they were planned, by the name under which they were measured, which differs where a
+        run was extended; none in a file from before they were kept
     """
 
     card: Mapping[str, Any]
@@ -47,6 +49,7 @@ class MeasurementFile:
     planned: tuple[Planned, ...]
     measurements: tuple[Measurement, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    runs: Mapping[str, RunSpec] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         content = {
@@ -57,6 +60,7 @@ class MeasurementFile:
             "declarations": [dataclasses.asdict(item) for item in self.declarations],
             "default_criteria": [item.to_json() for item in self.default_criteria],
             "planned": [dataclasses.asdict(item) for item in self.planned],
+            "runs": {name: spec.to_json() for name, spec in self.runs.items()},
             "measurements": [item.to_json() for item in self.measurements],
             "provenance": dict(self.provenance),
         }
@@ -75,17 +79,15 @@ class MeasurementFile:
         return cls(
             card=data["card"],
             scope=Scope.from_json(scope) if scope else load_profile(data["profile"]).scope,
-            declarations=tuple(Declaration(**item) for item in data["declarations"]),
+            declarations=tuple(Declaration.from_json(item) for item in data["declarations"]),
             default_criteria=tuple(Criterion.from_json(item) for item in data["default_criteria"]),
             planned=tuple(
-                Planned(
-                    item["measurement"],
-                    Where(**{**item["where"], "atoms": tuple(item["where"].get("atoms", ()))}),
-                )
+                Planned(item["measurement"], Where.from_json(item["where"]))
                 for item in data["planned"]
             ),
             measurements=tuple(Measurement.from_json(item) for item in data["measurements"]),
             provenance=data["provenance"],
+            runs={name: RunSpec.from_json(item) for name, item in data.get("runs", {}).items()},
         )
 
     @classmethod
