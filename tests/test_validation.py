@@ -107,6 +107,22 @@ source = "this test: the mean temperature of springs is the target"
     assert run["simulated_ps"] == pytest.approx(4 * 4 * 0.2)
 
 
+def test_a_policy_that_is_edited_meanwhile_judges_as_it_was(profile, tmp_path):
+    policy = tmp_path / "mine.toml"
+    row = '[[criterion]]\nname = "hot"\nmeasurement = "nve.temperature_error"\nlow = -50.0\n'
+    row += 'high = 0.0\nunit = "%"\nseverity = "limit"\nsource = "this test"\n'
+    policy.write_text(row)
+
+    def edit(label: str, done: int, total: int) -> None:
+        policy.write_text(row.replace("high = 0.0", "high = 50.0"))
+
+    result = validate(
+        SpringPotential(), profile=profile, policy=policy, out=tmp_path / "out", progress=edit
+    )
+    (finding,) = result.verdict.findings
+    assert (finding.high, finding.status) == (0.0, "undecided")
+
+
 def test_a_rejected_model_is_not_looked_at_again(finished):
     (run,) = finished.measured.provenance["runs"].values()
     assert run["simulated_ps"] == pytest.approx(4 * 0.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from omm_mlff.comparison.advice import Failure, advise, failures
 from omm_mlff.comparison.compare import Comparison, folder_name
@@ -17,6 +17,7 @@ from omm_mlff.comparison.rows import (
     THROUGHPUT_SPEED_UP,
     Row,
 )
+from omm_mlff.report.markdown_table import markdown_table
 from omm_mlff.report.wording import (
     bound,
     exact_place,
@@ -140,7 +141,7 @@ def _decisions(comparison: Comparison) -> list[str]:
             row += [expected or "-"]
             row += [outcome(expected, verdict.name if verdict else None) if expected else "-"]
         rows.append(row)
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _verdict(finished: Finished, policy: str) -> str:
@@ -157,7 +158,7 @@ def _differences(comparison: Comparison) -> list[str]:
     lines = []
     if comparison.differences:
         lines += ["**These validations differ in more than the model:**", ""]
-        lines += table(
+        lines += markdown_table(
             ("what", *comparison.models),
             [(item.what, *item.values.values()) for item in comparison.differences],
         )
@@ -263,7 +264,7 @@ def _by_system(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> li
             ]
             if any(cells):
                 rows.append((system, label, *_values(comparison, columns, cells, label)))
-    return table(("system", "model", *(title for _, title in columns)), rows)
+    return markdown_table(("system", "model", *(title for _, title in columns)), rows)
 
 
 def _by_run(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -283,7 +284,7 @@ def _by_run(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[
             if run != planned and length is not None:
                 where += f" (extended to {length:g} ps)"
             rows.append((where, label, *_values(comparison, columns, cells, label)))
-    return table(("run", "model", *(title for _, title in columns)), rows)
+    return markdown_table(("run", "model", *(title for _, title in columns)), rows)
 
 
 def _values(
@@ -369,7 +370,7 @@ def _forecast(comparison: Comparison) -> list[str]:
             measured = verdict.name if verdict else None
             rows.append((label, expected, measured or "-", outcome(expected, measured), why))
     header = ("model", f"forecast ({forecast.policy})", "measured", "outcome", "why")
-    return [*lines, *table(header, rows)]
+    return [*lines, *markdown_table(header, rows)]
 
 
 def _repeat(comparison: Comparison, repeat: Sequence[str]) -> list[str]:
@@ -386,17 +387,6 @@ def _repeat(comparison: Comparison, repeat: Sequence[str]) -> list[str]:
         "`comparison.csv` has one line for every number, `comparison.json` the same with verdicts, "
         "failures and recommendations.",
     ]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return (
-            f"| {' | '.join(' '.join(str(c).replace('|', chr(92) + '|').split()) for c in cells)} |"
-        )
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
 
 
 def _anchor(title: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omm_mlff.proving.matrix import BadRow, GoodRow, Matrix, Reach
+from omm_mlff.report.markdown_table import markdown_table
 from omm_mlff.schema import finite
 
 if TYPE_CHECKING:
@@ -159,8 +160,4 @@ def _good_cells(row: GoodRow) -> tuple[str, ...]:
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return ["None was tried."]
-    return [
-        f"| {' | '.join(columns)} |",
-        f"| {' | '.join('---' for _ in columns)} |",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
-    ]
+    return markdown_table(columns, rows)
