@@ -1,6 +1,7 @@
 """RunSpec -> run directory: recorded dynamics, every step, many replicas.
 
-Replicas that fit into one System run together (`batch`); the rest runs after them.
+Replicas that fit into one System run together (`batch`), many steps in one call of OpenMM where
+that can be (`stepper`); the rest runs after them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omm_mlff.dynamics.batch import BatchPlan, record_batch
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
+from omm_mlff.dynamics.integrator import FRICTION_PER_PS
 from omm_mlff.dynamics.provenance import run_provenance
 from omm_mlff.dynamics.recording import StatusLog
-from omm_mlff.dynamics.replicas import FRICTION_PER_PS, Batch
 from omm_mlff.errors import InputError, StorageError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
@@ -108,8 +110,8 @@ def _record(
                 if progress is not None:
                     progress(done_before + step, len(batches) * spec.n_steps)
 
-            batch = Batch(spec, potential, system, platform_name, folder, number, replicas, log)
-            batch.run(rest.positions, n_dof, report)
+            plan = BatchPlan(spec, potential, system, platform_name, folder, number, replicas)
+            record_batch(plan, rest.positions, n_dof, log, report)
     except BaseException:
         with contextlib.suppress(OSError, StorageError):
             log.write("interrupted")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from omm_mlff.errors import InputError
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
-from omm_mlff.forces.making import make_parametric_force
+from omm_mlff.forces.making import fitted, make_parametric_force
 from omm_mlff.forces.plugin import Backend, built_as
 from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
@@ -225,7 +225,7 @@ class TorchScriptPotential:
 
 
 class _Engine(nn.Module):
-    """A foreign module as an engine: energies (1,) in float64, forces as the positions are."""
+    """A foreign module as an engine: energies (1,) in float64, forces like the positions."""
 
     def __init__(self, caller: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -247,15 +247,12 @@ class _Engine(nn.Module):
             forces = -gradient
         else:
             forces = given.detach()
-            wide_enough = forces.dtype == torch.float32 or forces.dtype == torch.float64
-            if forces.shape != positions.shape or not wide_enough:
+            if forces.shape != positions.shape:
                 raise RuntimeError(
                     f"its forward gave forces of shape {forces.shape}, wanted {positions.shape}"
                 )
-        if energy.device != positions.device or forces.device != positions.device:
-            raise RuntimeError("its forward gave tensors on another device than the positions'")
-        total = energy.detach().reshape(1).to(torch.float64)
-        return total, forces.to(positions.dtype).contiguous()
+        # On a device it may give what it made on the host; on the host it was asked before.
+        return fitted(energy, forces, positions)
 
 
 def _complaint(energy: Tensor, forces: Tensor | None, positions: Tensor) -> str | None:
