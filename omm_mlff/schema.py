@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ Precision = Literal["single", "mixed", "double"]
 Purpose = Literal["production", "survival", "timestep", "thermostat"]
 Identity = Literal["element", "bond", "index"]
 EventKind = Literal["raised", "nan", "energy", "bond", "overlap"]
+
+EXACT_KEYS: Mapping[str, str] = {"extra": "forbid"}
+"""For a dataclass that is read from a file: a key that it does not have is an error."""
 
 SIGNIFICANCE = 0.05
 """Family-wise error of one verdict over all of its looks."""
@@ -251,6 +254,8 @@ class RunSpec:
     "thermostat" run (ensemble "nvt") to the ensemble.
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
     potential: str
     system: str
     length_ps: float
@@ -297,6 +302,8 @@ class Event:
     value, unit : what was measured there, such as a bond length in nm
     detail : one line for a person, such as "bond O0-H1 is 0.153 nm long (0.096 at rest)"
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
 
     kind: EventKind
     step: int

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from judged_models import CARD, count, judged, replaced, sampled, sound
+from run_documents import write_documents
 
+from omm_mlff.record.status import BatchStatus, RunStatus
 from omm_mlff.report import write_reports
-from omm_mlff.schema import Measurement, Where
+from omm_mlff.schema import Measurement, RunSpec, Where
 from omm_mlff.verdict.measurement_file import MeasurementFile
 from omm_mlff.verdict.profiles import load_profile
 
@@ -94,18 +95,10 @@ def write_run(
     *,
     planned: str | None = None,
     wall_s: float = 20.0,
-    batches: dict[str, Any] | None = None,
+    batches: dict[int, BatchStatus] | None = None,
 ) -> None:
     """A run directory without trajectories."""
-    from omm_mlff.schema import RunSpec
-
     parsed = RunSpec.from_json(spec)
-    path = folder / (planned or parsed.name)
-    path.mkdir(parents=True, exist_ok=True)
-    last = parsed.n_replicas - 1
-    default = {"0": {"replicas": [0, last], "wall_s": wall_s, "n_steps": parsed.n_steps}}
-    (path / "spec.json").write_text(json.dumps(spec))
-    (path / "provenance.json").write_text(json.dumps({"torch_threads": 1}))
-    (path / "status.json").write_text(
-        json.dumps({"state": "complete", "batches": batches or default, "events": {}})
-    )
+    default = {0: BatchStatus((0, parsed.n_replicas - 1), wall_s, parsed.n_steps)}
+    status = RunStatus("complete", parsed.n_steps, batches or default)
+    write_documents(folder / (planned or parsed.name), parsed, status)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from omm_mlff.campaign.request import CampaignRequest
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.evaluator import Evaluator
@@ -33,7 +34,9 @@ from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import read_document, write_document
 from omm_mlff.record.rundir import RunRecord
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
 from omm_mlff.systems import load_system
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
@@ -116,15 +119,15 @@ def plan(
         refuse_unsupported(potential, system)
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
     campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
-    request = {
-        "model": potential.spec,
-        "sha256": potential.card.sha256,
-        "profile": profile.name,
-        "systems": {spec: _digest(system) for spec, system in systems.items()},
-        "runs": [dataclasses.asdict(run) for run in profile.runs],
-        "seed": seed,
-        "platform": platform,
-    }
+    request = CampaignRequest(
+        model=potential.spec,
+        sha256=potential.card.sha256,
+        profile=profile.name,
+        systems={spec: _digest(system) for spec, system in systems.items()},
+        runs=profile.runs,
+        seed=seed,
+        platform=platform,
+    )
     _claim(folder, request, resume=resume)
     return campaign
 
@@ -227,7 +230,7 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
         record = RunRecord.open(folder)
-        if record.status["state"] == "complete" and record.spec.length_ps >= spec.length_ps:
+        if record.status.state == "complete" and record.spec.length_ps >= spec.length_ps:
             return
         # An extension that was interrupted goes on to where it was meant to go.
         spec = dataclasses.replace(spec, length_ps=max(spec.length_ps, record.spec.length_ps))
@@ -321,24 +324,24 @@ def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> Measure
         },
     )
     path = campaign.folder / MEASUREMENTS_FILE
-    with rundir.storage_errors(path):
+    with storage_errors(path):
         measured.write(path)
     return measured
 
 
 def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, Any]:
-    first = records[0].provenance if records else {}
+    first = records[0].provenance if records else None
     return {
         "versions": dict(package_versions()),
-        "platform": first.get("platform"),
-        "precision": first.get("precision"),
-        "force": first.get("force"),
-        "engine": first.get("engine"),
-        "recording": first.get("recording"),
+        "platform": first.platform if first else None,
+        "precision": first.precision if first else None,
+        "force": first.force if first else None,
+        "engine": first.engine if first else None,
+        "recording": first.recording if first else None,
         "seed": campaign.seed,
         "runs": {
             record.spec.name: {
-                "platform": record.provenance["platform"],
+                "platform": record.provenance.platform,
                 "simulated_ps": record.spec.length_ps * record.n_replicas,
             }
             for record in records
@@ -359,7 +362,7 @@ def _digest(system: MolecularSystem) -> str:
     return digest.hexdigest()
 
 
-def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
+def _claim(folder: Path, request: CampaignRequest, *, resume: bool) -> None:
     path = folder / REQUEST_FILE
     if path.exists():
         if not resume:
@@ -367,8 +370,7 @@ def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
                 f"{folder} already holds a validation; use --resume to go on with it, "
                 "or another --out"
             )
-        found = rundir.read_json(path)
-        different = sorted(key for key in request if found.get(key) != request[key])
+        different = request.differs_in(read_document(path, CampaignRequest))
         if different:
             raise OutputExistsError(
                 f"{folder} holds another validation (different: {', '.join(different)}); "
@@ -376,7 +378,7 @@ def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
             )
         return
     rundir.make_folder(folder)
-    rundir.write_json(path, request)
+    write_document(path, request)
 
 
 def _silent(label: str, done: int, total: int) -> None:

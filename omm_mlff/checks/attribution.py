@@ -333,7 +333,7 @@ def _precision(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> Chan
 
 
 def _platform(run: RunRecord) -> str:
-    return str(run.provenance["platform"])
+    return run.provenance.platform
 
 
 def _repeated_slopes(spec: RunSpec, potential: Potential, evidence: Evidence) -> list[float]:

@@ -73,6 +73,7 @@ from omm_mlff.checks.frames import (
     stretches,
     usable_replicas,
 )
+from omm_mlff.errors import AnalysisError
 from omm_mlff.geometry.distances import minimum_image
 from omm_mlff.schema import CONFIDENCE, Declaration, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, jackknife, mean_over_replicas
@@ -196,7 +197,10 @@ def equilibrated(run: RunRecord) -> Equilibrated:
 
 def forgotten_ps(run: RunRecord) -> float:
     """How long the start of a run is remembered."""
-    return FORGOTTEN / float(run.provenance["integrator"]["friction_per_ps"])
+    friction = run.provenance.integrator.friction_per_ps
+    if not friction:
+        raise AnalysisError(f"run {run.spec.name} was under no thermostat")
+    return FORGOTTEN / friction
 
 
 def molecules(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 from omm_mlff.errors import InputError, RunDirectoryError
 from omm_mlff.record.rundir import RunRecord
-from omm_mlff.schema import Finding, RunSpec, Verdict
+from omm_mlff.record.status import RunStatus
+from omm_mlff.schema import Finding, Reason, RunSpec, Verdict
 from omm_mlff.verdict.measurement_file import MeasurementFile
 
 VERDICT_FILE = "verdict.json"
@@ -116,11 +118,27 @@ def read_finished(folder: str | Path) -> Finished:
     return Finished(
         folder=folder,
         policy=data["policy"],
-        verdicts=verdicts,
+        verdicts={
+            name: dataclasses.replace(
+                verdict, findings=tuple(_completed(f, measured) for f in verdict.findings)
+            )
+            for name, verdict in verdicts.items()
+        },
         measured=measured,
         provenance={**measured.provenance, **data["provenance"]},
         runs=_runs(folder / "runs"),
     )
+
+
+def _completed(finding: Finding, measured: MeasurementFile) -> Finding:
+    """A finding from before its check and its reasons were kept, with what else tells of them."""
+    if finding.check:
+        return finding
+    checks = {row.name: row.check for row in measured.declarations}
+    excluded = measured.scope.excluded.get(finding.policy, {})
+    reasons = (Reason.OUT_OF_SCOPE,) if finding.criterion in excluded else finding.reasons
+    check = checks.get(finding.measurement, "")
+    return dataclasses.replace(finding, check=check, reasons=reasons)
 
 
 def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict]]:
@@ -153,7 +171,7 @@ def _runs(folder: Path) -> tuple[FinishedRun, ...]:
         try:
             record = RunRecord.open(path.parent)
             steps, wall_s = _cost(record.status)
-        except (RunDirectoryError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except RunDirectoryError as error:
             raise InputError(f"{path.parent} is no run directory: {error}") from error
         found.append(
             FinishedRun(
@@ -161,24 +179,26 @@ def _runs(folder: Path) -> tuple[FinishedRun, ...]:
                 spec=record.spec,
                 replica_steps=steps,
                 wall_s=wall_s,
-                torch_threads=record.provenance.get("torch_threads"),
+                torch_threads=record.provenance.torch_threads,
             )
         )
     return tuple(found)
 
 
-def _cost(status: Mapping[str, Any]) -> tuple[int, float]:
+def _cost(status: RunStatus) -> tuple[int, float]:
     """Steps of single replicas, and the seconds that they took.
 
     A batch whose replicas have all stopped counts as run to its end; how often its energy was
     evaluated, where that was counted, tells how far it really came.
     """
     steps, seconds = 0, 0.0
-    for batch in status["batches"].values():
-        first, last = batch["replicas"]
-        n_steps, n_evaluations = batch["n_steps"], batch.get("n_evaluations")
-        if n_evaluations is not None:
-            n_steps = min(n_steps, n_evaluations)
+    for batch in status.batches.values():
+        if batch.replicas is None:
+            continue
+        first, last = batch.replicas
+        n_steps = batch.n_steps
+        if batch.n_evaluations is not None:
+            n_steps = min(n_steps, batch.n_evaluations)
         steps += n_steps * (last - first + 1)
-        seconds += batch["wall_s"]
+        seconds += batch.wall_s
     return steps, seconds

@@ -20,7 +20,7 @@ from omm_mlff.comparison.finished import (
 from omm_mlff.comparison.forecast import outcome
 from omm_mlff.comparison.study import as_markdown, commands
 from omm_mlff.errors import OutputExistsError
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.report.wording import reason, repeat_command
 from omm_mlff.schema import finite
 
@@ -62,7 +62,7 @@ def write_comparison(
     study = as_markdown(comparison, PICTURE_FILE if picture else None, repeat)
     data = json.dumps(as_json(comparison), indent=2, allow_nan=False)
     written = [out / DATA_FILE, out / TABLE_FILE, out / STUDY_FILE]
-    with rundir.storage_errors(out):
+    with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / DATA_FILE).write_text(data + "\n", encoding="utf-8")
         comparison.table.to_csv(out / TABLE_FILE, index=False)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.errors import RunDirectoryError
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,6 @@ class Checkpoint:
         StorageError : it cannot be written; the one before is still there
         """
         partial = path.with_suffix(".partial.npz")
-        with rundir.storage_errors(path):
+        with storage_errors(path):
             np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
             os.replace(partial, path)

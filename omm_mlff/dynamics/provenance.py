@@ -6,13 +6,18 @@ import contextlib
 import importlib.metadata
 import platform as host
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
+from omm_mlff.record.provenance import (
+    RecordedIntegrator,
+    RecordedMolecule,
+    RecordedPotential,
+    RunProvenance,
+)
 from omm_mlff.schema import MolecularSystem, RunSpec
 
 _PACKAGES = ("omm-mlff", "openmm", "torch", "numpy", "mdtraj")
@@ -31,36 +36,44 @@ def run_provenance(
     platform_name: str,
     rest: Rest,
     n_dof: int,
-) -> dict[str, Any]:
-    """The content of a run directory's `provenance.json`.
+    *,
+    integrator: RecordedIntegrator,
+    force: str,
+    engine: str,
+) -> RunProvenance:
+    """What a run depends on.
 
     Parameters
     ----------
     rest : where the replicas start
     n_dof : of one replica
+    force, engine : what OpenMM calls, and what computes in it
     """
     card = potential.card
     tapped = potential.capabilities(system).tap
-    return {
-        "versions": dict(package_versions()),
-        "python": host.python_version(),
-        "machine": host.machine(),
-        "platform": platform_name,
-        "precision": spec.precision if platform_properties(platform_name, "double") else "double",
-        "recording": "tap" if tapped else "state (every step is evaluated twice)",
-        "torch_threads": torch.get_num_threads(),
-        "potential": {"name": card.name, "source": card.source, "sha256": card.sha256},
-        "start": rest.kind,
-        "n_dof": n_dof,
-        "molecule": {
-            "name": system.name,
-            "species": system.species.tolist(),
-            "masses": system.masses.tolist(),
-            "bonds": system.bonds.tolist(),
-            "positions": rest.positions.tolist(),
-            "periodic": system.periodic,
-        },
-    }
+    return RunProvenance(
+        versions=dict(package_versions()),
+        python=host.python_version(),
+        machine=host.machine(),
+        platform=platform_name,
+        precision=spec.precision if platform_properties(platform_name, "double") else "double",
+        recording="tap" if tapped else "state (every step is evaluated twice)",
+        torch_threads=torch.get_num_threads(),
+        potential=RecordedPotential(card.name, card.source, card.sha256),
+        start=rest.kind,
+        n_dof=n_dof,
+        molecule=RecordedMolecule(
+            name=system.name,
+            species=tuple(system.species.tolist()),
+            masses=tuple(system.masses.tolist()),
+            bonds=tuple((int(i), int(j)) for i, j in system.bonds),
+            positions=tuple((float(x), float(y), float(z)) for x, y, z in rest.positions),
+            periodic=system.periodic,
+        ),
+        integrator=integrator,
+        force=force,
+        engine=engine,
+    )
 
 
 def package_versions() -> Iterator[tuple[str, str]]:

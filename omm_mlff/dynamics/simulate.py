@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from omm_mlff.dynamics.batch import BatchPlan, record_batch
 from omm_mlff.dynamics.evaluator import Evaluator
@@ -22,6 +21,7 @@ from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.record import rundir
+from omm_mlff.record.provenance import RecordedIntegrator
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import MolecularSystem, RunSpec
 
@@ -91,10 +91,17 @@ def _record(
         rest = minimized(evaluator)
         built = evaluator.built
     n_dof = degrees_of_freedom(system, spec.ensemble)
-    provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
-    provenance["integrator"] = _integrator_provenance(spec)
-    provenance["force"] = built.force
-    provenance["engine"] = built.engine_on(platform_name)
+    provenance = run_provenance(
+        spec,
+        potential,
+        system,
+        platform_name,
+        rest,
+        n_dof,
+        integrator=_recorded_integrator(spec),
+        force=built.force,
+        engine=built.engine_on(platform_name),
+    )
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -119,13 +126,13 @@ def _record(
     log.write("complete")
 
 
-def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:
+def _recorded_integrator(spec: RunSpec) -> RecordedIntegrator:
     if spec.ensemble == "nve":
-        return {"name": "VerletIntegrator", "velocities": "on the step"}
-    return {
-        "name": "LangevinMiddleIntegrator",
-        "velocities": "half a step behind, as the integrator has them",
-        "friction_per_ps": FRICTION_PER_PS,
-        "resumed": "from OpenMM's checkpoint, random stream included: the same run; where it does "
-        "not load, a new stream, and status.json names the steps in new_random_streams",
-    }
+        return RecordedIntegrator("VerletIntegrator", "on the step")
+    return RecordedIntegrator(
+        "LangevinMiddleIntegrator",
+        "half a step behind, as the integrator has them",
+        FRICTION_PER_PS,
+        "from OpenMM's checkpoint, random stream included: the same run; where it does not load, "
+        "a new stream, and status.json names the steps in new_random_streams",
+    )

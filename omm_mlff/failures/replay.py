@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omm_mlff.errors import OmmMlffError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system
 from omm_mlff.units import PS_PER_FS
@@ -93,7 +93,7 @@ def write_replay(
         n_steps=n_steps,
         start_ps=round(start_ps, 6),
     )
-    with rundir.storage_errors(folder):
+    with storage_errors(folder):
         np.savez(folder / STATE, positions=positions, velocities=velocities)
         (folder / SCRIPT).write_text(text, encoding="utf-8")
 

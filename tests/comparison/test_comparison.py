@@ -32,6 +32,7 @@ from omm_mlff.comparison.forecast import outcome
 from omm_mlff.comparison.picture import COLOURS, draw
 from omm_mlff.comparison.study import as_markdown, commands, run_in_words, shown
 from omm_mlff.errors import InputError, MissingPackageError, OutputExistsError, StorageError
+from omm_mlff.record.status import BatchStatus
 from omm_mlff.schema import Declaration, Measurement, RunSpec, VerdictName, Where
 
 FORECAST = """
@@ -100,8 +101,8 @@ def test_a_batch_that_died_early_counts_no_steps_that_it_did_not_take(tmp_path: 
     folder = write_validation(tmp_path / "v", original(), runs=False)
     spec = RunSpec("m", "water", 5.0, 300.0, 16, 0)
     batches = {
-        "0": {"replicas": [0, 7], "wall_s": 4.0, "n_steps": 1000, "n_evaluations": 1001},
-        "1": {"replicas": [8, 15], "wall_s": 1.0, "n_steps": 1000, "n_evaluations": 21},
+        0: BatchStatus((0, 7), 4.0, 1000, 1001),
+        1: BatchStatus((8, 15), 1.0, 1000, 21),
     }
     write_run(folder / "runs", spec.to_json(), batches=batches)
     (row,) = compare([folder]).select("cost.replica_steps_per_s")
