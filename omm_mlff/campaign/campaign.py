@@ -25,6 +25,12 @@ from omm_mlff.campaign.request import CampaignRequest
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.platform_choice import (
+    AUTO,
+    refuse_fallback,
+    require_recorded,
+    where_runs_are,
+)
 from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import InputError, OutputExistsError
@@ -33,6 +39,7 @@ from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.record import rundir
 from omm_mlff.record.documents import read_document, write_document
 from omm_mlff.record.rundir import RunRecord
@@ -67,6 +74,7 @@ class Campaign:
     seed: int
     platform: str
     folder: Path
+    allow_fallback: bool = False
 
     def run_folder(self, run: PlannedRun) -> Path:
         """Where a planned run lives, however often it is extended."""
@@ -94,12 +102,14 @@ def plan(
     platform: str,
     folder: Path,
     resume: bool,
+    allow_fallback: bool = False,
 ) -> Campaign:
     """Check that everything asked for can be done, then write down what it is.
 
     Parameters
     ----------
     given : systems that are already loaded, by the name that the profile has for them
+    allow_fallback : see `simulate`
 
     Raises
     ------
@@ -117,11 +127,14 @@ def plan(
     potential = bound(potential, systems.values())
     for system in systems.values():
         refuse_unsupported(potential, system)
+        refuse_fallback(potential, system, platform, allowed=allow_fallback)
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
-    campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
+    campaign = Campaign(
+        potential, profile, systems, profile.runs, seed, platform, folder, allow_fallback
+    )
     request = CampaignRequest(
         model=potential.spec,
-        sha256=potential.card.sha256,
+        sha256=content_hash(potential),
         profile=profile.name,
         systems={spec: _digest(system) for spec, system in systems.items()},
         runs=profile.runs,
@@ -129,6 +142,9 @@ def plan(
         platform=platform,
     )
     _claim(folder, request, resume=resume)
+    if platform == AUTO:
+        for record in _begun(campaign):
+            require_recorded(record.folder, record.provenance.platform)
     return campaign
 
 
@@ -242,6 +258,7 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
         system,
         folder,
         resume=True,
+        allow_fallback=campaign.allow_fallback,
         progress=lambda done, total: say(label, done, total),
     )
 
@@ -254,11 +271,12 @@ def _measure(
     records = tuple(
         RunRecord.open(campaign.run_folder(run)) for run in campaign.runs if run.system == spec
     )
+    used = [record.provenance.platform for record in records]
     static = spec in campaign.profile.static_systems
     measurements: list[Measurement] = []
     with (
         threads_for(system.n_atoms),
-        Evaluator(potential, system, campaign.platform) as evaluator,
+        Evaluator(potential, system, where_runs_are(campaign.platform, used)) as evaluator,
     ):
         evidence = Evidence(
             system=system,
@@ -280,6 +298,12 @@ def _measure(
             ]
         say(f"{system.name}: checks", len(due), len(due))
     return measurements
+
+
+def _begun(campaign: Campaign) -> list[RunRecord]:
+    """The runs of which something is there."""
+    folders = [campaign.run_folder(run) for run in campaign.runs]
+    return [RunRecord.open(folder) for folder in folders if (folder / rundir.STATUS_FILE).exists()]
 
 
 def _is_due(check: Check, static: bool, purposes: Set[str]) -> bool:
@@ -338,6 +362,7 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, A
         "force": first.force if first else None,
         "engine": first.engine if first else None,
         "recording": first.recording if first else None,
+        "notices": sorted({line for row in records for line in row.provenance.notices}),
         "seed": campaign.seed,
         "runs": {
             record.spec.name: {
@@ -370,7 +395,9 @@ def _claim(folder: Path, request: CampaignRequest, *, resume: bool) -> None:
                 f"{folder} already holds a validation; use --resume to go on with it, "
                 "or another --out"
             )
-        different = request.differs_in(read_document(path, CampaignRequest))
+        # Where it is computed may change: what was begun goes on where it was, or where asked.
+        found = dataclasses.replace(read_document(path, CampaignRequest), platform=request.platform)
+        different = request.differs_in(found)
         if different:
             raise OutputExistsError(
                 f"{folder} holds another validation (different: {', '.join(different)}); "

@@ -12,3 +12,17 @@ model_option = click.option(
     "openmm-ml:NAME; ase:MODULE:FACTORY; native:FORCEFIELD; teacher:ANI-1ccx. Options follow as "
     "?name=value&name=value. `omm-mlff models` lists them all.",
 )
+
+device_option = click.option(
+    "--device",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --platform CUDA or OpenCL: the device to compute on, as nvidia-smi counts them.",
+)
+
+allow_fallback_option = click.option(
+    "--allow-fallback",
+    is_flag=True,
+    help="Where --platform names one and TorchForce cannot be had, go on through OpenMM's "
+    "PythonForce, which computes on the host.",
+)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omm_mlff.cli.arguments import model_option
+from omm_mlff.cli.arguments import allow_fallback_option, device_option, model_option
 
 
 @click.command()
@@ -37,8 +37,10 @@ from omm_mlff.cli.arguments import model_option
     "--platform",
     default="auto",
     show_default=True,
-    help="OpenMM platform; auto takes CUDA, OpenCL, or the faster of Reference and CPU.",
+    help="OpenMM platform; auto takes the fastest that is there: CUDA, OpenCL, CPU or Reference.",
 )
+@device_option
+@allow_fallback_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -53,6 +55,8 @@ def validate(
     profile: str,
     policy: str,
     platform: str,
+    device: int | None,
+    allow_fallback: bool,
     out: Path | None,
     resume: bool,
     seed: int,
@@ -67,16 +71,18 @@ def validate(
         raise click.UsageError("--resume needs --out: the folder to go on with")
 
     from omm_mlff.cli.progress import shown_progress
+    from omm_mlff.forces.platforms import on_device
     from omm_mlff.report.console import show
     from omm_mlff.validation import validate as run
 
-    with shown_progress() as progress:
+    with shown_progress() as progress, on_device(platform, device):
         result = run(
             model,
             systems=systems,
             profile=profile,
             policy=policy,
             platform=platform,
+            allow_fallback=allow_fallback,
             out=out,
             resume=resume,
             seed=seed,

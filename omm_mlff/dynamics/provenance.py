@@ -12,7 +12,10 @@ import torch
 from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.record.provenance import (
+    RecordedDevice,
+    RecordedGraph,
     RecordedIntegrator,
     RecordedMolecule,
     RecordedPotential,
@@ -40,6 +43,9 @@ def run_provenance(
     integrator: RecordedIntegrator,
     force: str,
     engine: str,
+    graph: RecordedGraph,
+    device: RecordedDevice | None,
+    notices: tuple[str, ...],
 ) -> RunProvenance:
     """What a run depends on.
 
@@ -48,6 +54,9 @@ def run_provenance(
     rest : where the replicas start
     n_dof : of one replica
     force, engine : what OpenMM calls, and what computes in it
+    graph : whether CUDA graphs replay it
+    device : None on the host
+    notices : what is not as it was asked for, or not as fast as it could be
     """
     card = potential.card
     tapped = potential.capabilities(system).tap
@@ -59,7 +68,7 @@ def run_provenance(
         precision=spec.precision if platform_properties(platform_name, "double") else "double",
         recording="tap" if tapped else "state (every step is evaluated twice)",
         torch_threads=torch.get_num_threads(),
-        potential=RecordedPotential(card.name, card.source, card.sha256),
+        potential=RecordedPotential(card.name, card.source, content_hash(potential)),
         start=rest.kind,
         n_dof=n_dof,
         molecule=RecordedMolecule(
@@ -73,6 +82,9 @@ def run_provenance(
         integrator=integrator,
         force=force,
         engine=engine,
+        graph=graph,
+        device=device,
+        notices=notices,
     )
 
 

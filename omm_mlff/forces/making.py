@@ -159,8 +159,18 @@ def make_force(
     module = _Untapped(engine) if tap is None else _tapped(engine, tap)
     force = _force_around(script(module.eval()), periodic, {}, resolved)
     if cuda_graphs:
-        force.setProperty("useCUDAGraphs", "true")
+        force.setProperty(_GRAPHS, "true")
     return force
+
+
+_GRAPHS = "useCUDAGraphs"
+
+
+def replay(openmm_system: openmm.System, replayed: bool) -> None:
+    """Whether a Context that is made of a System from now on captures its TorchForces as graphs."""
+    for force in openmm_system.getForces():
+        if force.getName().lower() == "torchforce":
+            load_plugin().TorchForce.cast(force).setProperty(_GRAPHS, str(replayed).lower())
 
 
 def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:

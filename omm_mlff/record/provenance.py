@@ -63,6 +63,42 @@ class RecordedIntegrator:
 
 
 @dataclass(frozen=True)
+class RecordedGraph:
+    """Whether CUDA graphs replay the model.
+
+    Attributes
+    ----------
+    reason : why, or why not; one line
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    replayed: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RecordedDevice:
+    """The device that computed, as OpenMM names it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    index: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ComputedBy:
+    """Where a part of a run was computed, and by what."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    platform: str
+    force: str
+    engine: str
+
+
+@dataclass(frozen=True)
 class RunProvenance:
     """What a run depends on.
 
@@ -75,6 +111,10 @@ class RunProvenance:
     n_dof : degrees of freedom of one replica
     force : what OpenMM called: "torchforce", "pythonforce", or "openmm" itself
     engine : what computed in it; empty where the potential does not say
+    graph : None in a record from before that was kept
+    device : None on the host
+    notices : what is not as it was asked for, or not as fast as it could be
+    earlier : where the first parts of the run were computed, if elsewhere or by something else
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
@@ -93,3 +133,12 @@ class RunProvenance:
     integrator: RecordedIntegrator
     force: str = ""
     engine: str = ""
+    graph: RecordedGraph | None = None
+    device: RecordedDevice | None = None
+    notices: tuple[str, ...] = ()
+    earlier: tuple[ComputedBy, ...] = ()
+
+    @property
+    def computed_by(self) -> ComputedBy:
+        """Where and by what."""
+        return ComputedBy(self.platform, self.force, self.engine)

@@ -60,7 +60,8 @@ def create(folder: Path, spec: RunSpec, provenance: RunProvenance, *, resume: bo
 
     Raises
     ------
-    OutputExistsError : the folder holds another run, or holds this one and `resume` is false
+    OutputExistsError : the folder holds another run, holds this one and `resume` is false, or holds
+        a longer one
     """
     spec_path = folder / SPEC_FILE
     found = spec_path.exists()
@@ -68,9 +69,15 @@ def create(folder: Path, spec: RunSpec, provenance: RunProvenance, *, resume: bo
         old = read_document(spec_path, RunSpec)
         if not resume:
             raise OutputExistsError(f"{folder} already holds a run; use --resume or another --out")
-        if dataclasses.replace(old, length_ps=spec.length_ps) != spec:
+        # Where it is computed is no part of what is asked for; provenance.json says where it was.
+        if dataclasses.replace(old, length_ps=spec.length_ps, platform=spec.platform) != spec:
             raise OutputExistsError(
                 f"{folder} holds another run ({old.name}, {old.potential}); use another --out"
+            )
+        if spec.n_steps < old.n_steps:
+            raise OutputExistsError(
+                f"{folder} holds {old.length_ps:g} ps of this run, more than the "
+                f"{spec.length_ps:g} ps asked for; ask for as much or more, or use another --out"
             )
     else:
         make_folder(folder)
@@ -435,22 +442,26 @@ class RunRecord:
     kept : frames, and what was worked out from them, while it is small
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = folder = Path(folder)
         self.kept = Kept()
         self.spec = read_document(folder / SPEC_FILE, RunSpec)
         self.provenance = read_document(folder / PROVENANCE_FILE, RunProvenance)
         self.status = read_document(folder / STATUS_FILE, RunStatus)
 
     @classmethod
-    def open(cls, folder: str | Path) -> RunRecord:
+    def open(cls, folder: str | os.PathLike[str]) -> RunRecord:
         """Open a run directory.
 
         Raises
         ------
         RunDirectoryError : it is not one, or it is damaged
         """
-        return cls(Path(folder))
+        return cls(folder)
+
+    def __repr__(self) -> str:
+        replicas = f"{self.n_replicas} replicas, {self.status.state}"
+        return f"<RunRecord {self.name}: {replicas}, in {self.folder}>"
 
     @property
     def name(self) -> str:

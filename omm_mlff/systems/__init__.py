@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omm_mlff.data import shipped_names
@@ -19,7 +20,7 @@ def system_names() -> list[str]:
     return shipped_names("systems", "system.toml")
 
 
-def load_system(spec: str) -> MolecularSystem:
+def load_system(spec: str | os.PathLike[str]) -> MolecularSystem:
     """The system that a user means.
 
     Parameters
@@ -32,6 +33,7 @@ def load_system(spec: str) -> MolecularSystem:
     UnknownNameError : neither a shipped system nor a file
     StructureError : a file or geometry that cannot be used, or a shipped file that was changed
     """
+    spec = os.fspath(spec)
     if spec in system_names():
         from omm_mlff.systems.shipped import load_shipped
 

@@ -230,3 +230,166 @@ def test_the_leapfrog_follows_an_integrator_of_either_precision(precision: Any) 
     wrong_x, wrong_v = leapfrog(x0, v0, wrong, np.array(inverse_mass), dt)
     assert not ends_agree((wrong_x[-1], wrong_v[-1]), (x, v), precision)
     assert torch.from_numpy(mine_x).shape == (n + 1, 2, 5, 3)
+
+
+def close(one: RunRecord, other: RunRecord, steps: int) -> None:
+    """The same run as far as float32 forces, summed in no fixed order, let two runs be the same."""
+    for replica in range(one.n_replicas):
+        first, second = one.replica(replica), other.replica(replica)
+        assert first.n_frames == second.n_frames
+        for name, atol in (("positions", 1e-5), ("velocities", 2e-2), ("forces", 20.0)):
+            a, b = getattr(first, name)[:steps], getattr(second, name)[:steps]
+            np.testing.assert_allclose(a, b, rtol=0.0, atol=atol, err_msg=name)
+        for name in ("potential_energy", "kinetic_energy"):
+            a, b = getattr(first, name)[:steps], getattr(second, name)[:steps]
+            np.testing.assert_allclose(a, b, rtol=0.0, atol=0.5, err_msg=name)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["single", "mixed", "double"])
+def test_on_cuda_blocks_are_the_steps_one_by_one(
+    precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(SPEC, length_ps=0.1, platform="CUDA", precision=precision)
+    many = simulate(spec, Springs(), triatomic(), tmp_path / "many")
+    # No block was taken again: forces in float64 sums end where the Context does.
+    assert many.status.batches[0].n_evaluations == spec.n_steps
+    one_by_one(monkeypatch)
+    single = simulate(spec, Springs(), triatomic(), tmp_path / "single")
+    close(many, single, 100)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["mixed", "double"])
+def test_on_cuda_a_replica_that_dies_is_masked_and_the_others_go_on(
+    precision: Any, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(SPEC, length_ps=0.1, platform="CUDA", precision=precision)
+    sound = simulate(spec, Springs(), triatomic(), tmp_path / "sound")
+    potential = Springs(breaks_at=0.1545, breaks_copy=1)
+    record = simulate(spec, potential, triatomic(), tmp_path / "run")
+    assert [(r, event.kind) for r, event in record.events.items()] == [(1, "nan")]
+    assert 0 < record.replica(1).n_frames < spec.n_steps
+    assert np.isfinite(record.replica(1).positions).all()
+    for other in (0, 2):
+        np.testing.assert_allclose(
+            record.replica(other).positions[:100], sound.replica(other).positions[:100], atol=1e-5
+        )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_cuda_each_step_fills_the_next_slot(cuda_graphs: bool) -> None:
+    """By launches, and by replays of a graph that was captured once."""
+    import openmm
+
+    from omm_mlff.forces.platforms import platform_properties
+    from omm_mlff.forces.tap import Tap
+    from omm_mlff.potentials.base import build_system
+    from omm_mlff.potentials.student import StudentPotential
+
+    system, n_replicas, n = load_system("ethanol"), 4, 24
+    tap = Tap(n_replicas, system.n_atoms, n_slots=40, counted=True)
+    potential = StudentPotential("tiny", cuda_graphs=cuda_graphs)
+    context = openmm.Context(
+        build_system(potential, system, n_replicas=n_replicas, tap=tap),
+        openmm.VerletIntegrator(0.0005),
+        openmm.Platform.getPlatformByName("CUDA"),
+        platform_properties("CUDA", "mixed"),
+    )
+    rng = np.random.default_rng(0)
+    positions = np.tile(system.positions, (n_replicas, 1))
+    context.setPositions(positions + rng.normal(scale=0.003, size=positions.shape))
+    context.setVelocities(np.zeros_like(positions))
+    for _ in range(3):
+        context.getState(energy=True, forces=True)
+    energies = []
+    for _ in range(2):  # the second goes over the ring's end
+        before, launches = tap.n_calls, tap.n_launches
+        context.getIntegrator().step(n)
+        assert tap.n_calls - before == n
+        assert (tap.n_launches == launches) == cuda_graphs
+        assert tap.kept is not None
+        arrays = tap.kept.fetch(before, n).arrays()
+        assert arrays is not None
+        np.testing.assert_array_equal(arrays[0][-1], tap.read()[0])
+        np.testing.assert_array_equal(arrays[1][-1], tap.read()[1])
+        energies.append(arrays[0])
+        # Released at rest: the potential energy falls, step by step and in each replica by its own.
+        assert len(np.unique(arrays[0])) == arrays[0].size
+    first = energies[0]
+    assert (np.diff(first[:4], axis=0) < 0.0).all()
+    context.setVelocities(np.zeros_like(positions))
+    state = context.getState(energy=True)
+    total = float(tap.read()[0].sum())
+    assert total == pytest.approx(state.getPotentialEnergy()._value, rel=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["single", "mixed", "double"])
+def test_on_cuda_eight_alanines_keep_their_energy(precision: Any, tmp_path: Path) -> None:
+    potential, system = load_potential("tiny"), load_system("alanine")
+    spec = RunSpec("tiny", "alanine", 0.5, 300.0, 8, seed=1, platform="CUDA", precision=precision)
+    record = simulate(spec, potential, system, tmp_path / "run")
+    assert record.events == {}
+    assert record.status.batches[0].n_evaluations == spec.n_steps
+    for _, replica in record.replicas():
+        total = replica.potential_energy + replica.kinetic_energy
+        assert np.ptp(total) < 0.05 * np.ptp(replica.kinetic_energy)
+        # Positions follow the velocities that are recorded with them.
+        v_half = np.diff(replica.positions, axis=0) / 0.0005
+        on_step = 0.5 * (v_half[1:] + v_half[:-1])
+        np.testing.assert_allclose(replica.velocities[1:-1], on_step, atol=2e-2)
+
+
+@pytest.mark.cuda
+def test_on_cuda_a_killed_run_goes_on_from_its_last_closed_segment(tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    script = """
+import sys
+from omm_mlff.dynamics.simulate import simulate
+from omm_mlff.potentials.registry import load_potential
+from omm_mlff.record import rundir
+from omm_mlff.schema import RunSpec
+from omm_mlff.systems import load_system
+rundir.SEGMENT_FRAMES = 256
+spec = RunSpec("tiny", "alanine", 50.0, 300.0, 8, seed=5, platform="CUDA", precision="mixed")
+simulate(spec, load_potential("tiny"), load_system("alanine"), sys.argv[1])
+"""
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", script, str(folder)])
+    deadline = time.monotonic() + 120
+    while not (folder / "replica_007" / "00001.h5").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = int(np.load(folder / "batch_000.npz")["step"])
+    assert kept >= 256
+
+    def press(step: int, total: int) -> None:
+        if step > kept + 256:
+            signal.raise_signal(signal.SIGINT)
+
+    spec = RunSpec("tiny", "alanine", 50.0, 300.0, 8, seed=5, platform="CUDA", precision="mixed")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(
+            spec,
+            load_potential("tiny"),
+            load_system("alanine"),
+            folder,
+            resume=True,
+            progress=press,
+        )
+    for _, replica in RunRecord.open(folder).replicas():
+        assert replica.n_frames > kept
+        np.testing.assert_allclose(np.diff(replica.time), 0.0005, rtol=1e-9)
+        # Nothing jumps where the run went on.
+        assert np.abs(np.diff(replica.positions, axis=0)).max() < 0.01
+        total = replica.potential_energy + replica.kinetic_energy
+        assert np.ptp(total) < 0.05 * np.ptp(replica.kinetic_energy)
