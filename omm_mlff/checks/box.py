@@ -133,7 +133,7 @@ def images(
     *,
     whole: bool = False,
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The same frames, otherwise written down: what was done, and shape (n_frames, n_atoms, 3).
+    """Frames written down otherwise: what was done, and shape (n_frames, n_atoms, 3).
 
     Parameters
     ----------

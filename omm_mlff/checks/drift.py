@@ -170,7 +170,7 @@ def energies(run: RunRecord, sample: Sample) -> EnergyRecord:
 
 
 def _energies(run: RunRecord, sample: Sample) -> EnergyRecord:
-    """The same, read piece by piece."""
+    """Total and shadow energy of one replica, read piece by piece."""
     fields = ("time", "potential_energy", "kinetic_energy", "velocities", "forces")
     times, totals, shadows = [], [], []
     first = last = float("nan")

@@ -254,7 +254,7 @@ def climb_all(evaluator: Evaluator, lines: list[Line], *, batched: bool) -> list
 
 
 def _refined(evaluator: Evaluator, line: Line, climb: Climb, lowest: float) -> Climb:
-    """The same with points between the highest one and its neighbours."""
+    """A climb with points added between the highest one and its neighbours."""
     edges = line.coordinates[climb.at - 1], line.coordinates[climb.at + 1]
     energies, _ = evaluator.evaluate(line.scan.at(np.linspace(*edges, _N_FINE)), batched=False)
     finite = energies[: int(np.isfinite(energies).argmin()) or None]
@@ -380,7 +380,7 @@ def way_in(
 
 
 def _evenly(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same path with its images at equal distances along it."""
+    """A path with its images at equal distances along it."""
     lengths = np.sqrt((np.diff(images, axis=0) ** 2).sum(axis=(1, 2)))
     travelled = np.concatenate(([0.0], np.cumsum(lengths)))
     wanted = np.linspace(0.0, travelled[-1], len(images))

@@ -227,7 +227,7 @@ def _first(outcomes: list[Outcome]) -> Outcome | None:
 
 
 def _at(where: Where, first: Outcome | None) -> Where:
-    """The same place, with the replica, the frame and the atoms of an event."""
+    """A place with the replica, the frame and the atoms of an event added."""
     if first is None or first.incident is None:
         return where
     incident = first.incident

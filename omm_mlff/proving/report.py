@@ -64,7 +64,7 @@ def as_markdown(matrix: Matrix) -> str:
 
 
 def as_tables(matrix: Matrix) -> list[Table]:
-    """The same for the console."""
+    """The matrix for the console."""
     from rich import box
     from rich.table import Table
 

@@ -8,12 +8,12 @@ text "nan", "inf" or "-inf", for which JSON has no other word, and is a number a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omm_mlff.errors import OmmMlffError, RunDirectoryError
+from omm_mlff.record.replacing import replaced
 from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import finite
 
@@ -61,10 +61,8 @@ def write_document(path: Path, document: object) -> None:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file so that a kill leaves the old one or the new one, never half of it."""
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    with storage_errors(path):
+    with storage_errors(path), replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
 
 
 def read_json(path: Path, error: type[OmmMlffError] = RunDirectoryError) -> dict[str, Any]:

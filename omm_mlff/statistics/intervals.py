@@ -41,7 +41,7 @@ class Estimate:
     n_samples: int
 
     def scaled(self, factor: float, shift: float = 0.0) -> Estimate:
-        """The same estimate of `factor * x + shift`."""
+        """The estimate of `factor * x + shift`, of which this is that of x."""
         ends = sorted((self.ci_low * factor + shift, self.ci_high * factor + shift))
         return Estimate(
             self.value * factor + shift,

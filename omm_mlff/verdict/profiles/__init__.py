@@ -109,7 +109,7 @@ class Profile:
     scope: Scope
 
     def for_systems(self, systems: Iterable[str]) -> Profile:
-        """The same profile for the user's systems: each of them gets every kind of run in it."""
+        """This profile for the user's systems: each of them gets every kind of run in it."""
         chosen = tuple(dict.fromkeys(systems))
         if not chosen:
             raise PolicyError(f"profile {self.name}: no system was given to run it on")
