@@ -126,6 +126,8 @@ class PotentialCard:
         "index", as in a file that was made for one molecule, it serves what it was given for alone
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
     name: str
     source: str
     species: tuple[int, ...] | None

@@ -68,7 +68,7 @@ class Validation:
 
     def __repr__(self) -> str:
         judged = self.judged
-        name = judged.model["name"]
+        name = judged.model.name
         return f"<Validation of {name}, {judged.profile}: {self.verdict.name}, in {self.folder}>"
 
     @property
@@ -163,18 +163,18 @@ def validate(
     findings = next(iter(verdicts.values())).findings  # of the policy that was asked for
     failed = {f.run for f in findings if f.status == "fail" and f.severity != "info" and f.run}
     judged = Judged(
-        model=dataclasses.asdict(potential.card),
+        model=potential.card,
         profile=chosen.name,
         policy=next(iter(verdicts)),
         verdicts=verdicts,
         diagnosis=diagnose(findings, measured.measurements, measured.declarations),
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
-        provenance={
-            **measured.provenance,
-            "command": _command(potential.spec, names, profile, policy, platform, seed)
+        provenance=dataclasses.replace(
+            measured.provenance,
+            command=_command(potential.spec, names, profile, policy, platform, seed)
             + " --allow-fallback" * allow_fallback,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ),
     )
     return Validation(judged, measured, folder, tuple(write_reports(judged, folder)))
 

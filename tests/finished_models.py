@@ -31,13 +31,13 @@ def made_up(name: str, n_parameters: int, *changes: Measurement) -> MeasurementF
     file = replaced(sound("standard"), *changes)
     return dataclasses.replace(
         file,
-        card={**CARD, "name": name, "n_parameters": n_parameters},
-        provenance={
-            **file.provenance,
-            "command": f"omm-mlff validate --model {name} --profile standard --policy m6",
-            "precision": "double",
-            "reference": {"water": "ANI-1ccx", "methane": "ANI-1ccx", "alanine": "ANI-1ccx"},
-        },
+        card=dataclasses.replace(CARD, name=name, n_parameters=n_parameters),
+        provenance=dataclasses.replace(
+            file.provenance,
+            command=f"omm-mlff validate --model {name} --profile standard --policy m6",
+            precision="double",
+            reference={"water": "ANI-1ccx", "methane": "ANI-1ccx", "alanine": "ANI-1ccx"},
+        ),
     )
 
 
@@ -100,5 +100,5 @@ def write_run(
     """A run directory without trajectories."""
     parsed = RunSpec.from_json(spec)
     default = {0: BatchStatus((0, parsed.n_replicas - 1), wall_s, parsed.n_steps)}
-    status = RunStatus("complete", parsed.n_steps, batches or default)
+    status = RunStatus("complete", parsed.n_steps, batches or default, {})
     write_documents(folder / (planned or parsed.name), parsed, status)

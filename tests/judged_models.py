@@ -8,10 +8,11 @@ from scipy.special import stdtrit
 
 from omm_mlff.checks.registry import all_declarations
 from omm_mlff.report import Judged
-from omm_mlff.schema import CONFIDENCE, Criterion, Measurement, Where
+from omm_mlff.schema import CONFIDENCE, Criterion, Measurement, PotentialCard, Where
 from omm_mlff.verdict.judge import judge_all
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import load_profile
+from omm_mlff.verdict.provenance import ValidationProvenance
 
 _SHIPPED = {row.name: row for row in all_declarations()}
 
@@ -79,16 +80,16 @@ DEFAULTS = (
     Criterion("nve.fluctuation-info", "nve.fluctuation", None, 1.0, "meV/atom", "info", "DESIGN 6"),
 )
 
-CARD = {
-    "name": "tiny",
-    "source": "student",
-    "species": [1, 6, 7, 8],
-    "cutoff_nm": 0.5,
-    "dtype": "float32",
-    "n_parameters": 77000,
-    "training_domain": {"temperature_K": [200, 1500]},
-    "sha256": "0" * 64,
-}
+CARD = PotentialCard(
+    name="tiny",
+    source="student",
+    species=(1, 6, 7, 8),
+    cutoff_nm=0.5,
+    dtype="float32",
+    n_parameters=77000,
+    training_domain={"temperature_K": [200, 1500]},
+    sha256="0" * 64,
+)
 
 
 def sampled(
@@ -141,12 +142,12 @@ def sound(profile: str = "quick") -> MeasurementFile:
         default_criteria=DEFAULTS,
         planned=tuple(Planned(m.name, m.where) for m in measurements),
         measurements=tuple(measurements),
-        provenance={
-            "command": "omm-mlff validate --model tiny --profile quick",
-            "versions": {"openmm": "8.6.1", "torch": "2.12.1"},
-            "platform": "Reference",
-            "seed": 1,
-        },
+        provenance=ValidationProvenance(
+            command="omm-mlff validate --model tiny --profile quick",
+            versions={"openmm": "8.6.1", "torch": "2.12.1"},
+            platform="Reference",
+            seed=1,
+        ),
         runs={spec.name: spec for spec in (run.spec("tiny", 0) for run in plan.runs)},
     )
 

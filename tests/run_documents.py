@@ -40,7 +40,7 @@ PROVENANCE = RunProvenance(
 )
 
 
-COMPLETE = RunStatus("complete")
+COMPLETE = RunStatus("complete", 0, {}, {})
 
 
 def write_documents(

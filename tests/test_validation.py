@@ -103,8 +103,8 @@ source = "this test: the mean temperature of springs is the target"
     assert finding.ci_low < 0.0 < finding.ci_high
     assert finding.more_ps is None or finding.more_ps > 0.0
     assert (result.verdict.name, result.exit_code) == ("UNDECIDED", 3)
-    (run,) = result.measured.provenance["runs"].values()
-    assert run["simulated_ps"] == pytest.approx(4 * 4 * 0.2)
+    (run,) = result.measured.provenance.runs.values()
+    assert run.simulated_ps == pytest.approx(4 * 4 * 0.2)
 
 
 def test_a_policy_that_is_edited_meanwhile_judges_as_it_was(profile, tmp_path):
@@ -124,8 +124,8 @@ def test_a_policy_that_is_edited_meanwhile_judges_as_it_was(profile, tmp_path):
 
 
 def test_a_rejected_model_is_not_looked_at_again(finished):
-    (run,) = finished.measured.provenance["runs"].values()
-    assert run["simulated_ps"] == pytest.approx(4 * 0.2)
+    (run,) = finished.measured.provenance.runs.values()
+    assert run.simulated_ps == pytest.approx(4 * 0.2)
 
 
 def test_forces_off_by_half_a_percent_are_rejected_for_their_gradient(profile, tmp_path):

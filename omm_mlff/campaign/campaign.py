@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,6 +47,7 @@ from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunS
 from omm_mlff.systems import load_system
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import PlannedRun, Profile
+from omm_mlff.verdict.provenance import SimulatedRun, ValidationProvenance
 
 REQUEST_FILE = "campaign.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -335,7 +335,7 @@ def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> Measure
     checks = all_checks()
     records = [RunRecord.open(campaign.run_folder(run)) for run in campaign.runs]
     measured = MeasurementFile(
-        card=dataclasses.asdict(campaign.potential.card),
+        card=campaign.potential.card,
         scope=campaign.profile.scope,
         declarations=tuple(row for check in checks for row in check.declares),
         default_criteria=tuple(row for check in checks for row in check.criteria),
@@ -353,29 +353,28 @@ def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> Measure
     return measured
 
 
-def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, Any]:
+def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> ValidationProvenance:
     first = records[0].provenance if records else None
-    return {
-        "versions": dict(package_versions()),
-        "platform": first.platform if first else None,
-        "precision": first.precision if first else None,
-        "force": first.force if first else None,
-        "engine": first.engine if first else None,
-        "recording": first.recording if first else None,
-        "notices": sorted({line for row in records for line in row.provenance.notices}),
-        "seed": campaign.seed,
-        "runs": {
-            record.spec.name: {
-                "platform": record.provenance.platform,
-                "simulated_ps": record.spec.length_ps * record.n_replicas,
-            }
+    return ValidationProvenance(
+        versions=dict(package_versions()),
+        platform=first.platform if first else None,
+        precision=first.precision if first else None,
+        force=first.force if first else None,
+        engine=first.engine if first else None,
+        recording=first.recording if first else None,
+        notices=tuple(sorted({line for row in records for line in row.provenance.notices})),
+        seed=campaign.seed,
+        runs={
+            record.spec.name: SimulatedRun(
+                record.provenance.platform, record.spec.length_ps * record.n_replicas
+            )
             for record in records
         },
-        "reference": {
+        reference={
             system.name: system.reference.method if system.reference else None
             for system in campaign.systems.values()
         },
-    }
+    )
 
 
 def _digest(system: MolecularSystem) -> str:

@@ -171,9 +171,8 @@ def _evidence(finished: Finished) -> str:
         parts.append(f"runs of up to {max(lengths):g} ps a replica")
     if any(watched):
         parts.append(f"{sum(item for item in watched if item):.4g} ps watched in all")
-    methods = {m for m in (finished.provenance.get("reference") or {}).values() if m}
-    if methods:
-        parts.append(f"labels of {_joined(sorted(methods))}")
+    if finished.provenance.methods:
+        parts.append(f"labels of {_joined(finished.provenance.methods)}")
     return (
         f"{', '.join(parts)}. Nothing here speaks of other molecules, of other conditions or of "
         "longer runs"

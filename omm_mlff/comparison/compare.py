@@ -173,18 +173,18 @@ def _conditions(finished: Finished) -> dict[str, str]:
         "policy": finished.policy,
         "systems": ", ".join(systems),
         "runs": ", ".join(sorted(runs)),
-        "seed": provenance.get("seed"),
-        "platform": provenance.get("platform"),
-        "precision": provenance.get("precision"),
-        "force": provenance.get("force"),
-        "recording": provenance.get("recording"),
-        "dtype of the model": finished.measured.card.get("dtype"),
+        "seed": provenance.seed,
+        "platform": provenance.platform,
+        "precision": provenance.precision,
+        "force": provenance.force,
+        "recording": provenance.recording,
+        "dtype of the model": finished.measured.card.dtype,
         "torch threads": ", ".join(
             str(count) for count in sorted({run.torch_threads or 0 for run in finished.runs})
         ),
     }
-    for system, method in (provenance.get("reference") or {}).items():
+    for system, method in provenance.reference.items():
         found[f"labels of {system}"] = method
-    for package, version in (provenance.get("versions") or {}).items():
+    for package, version in provenance.versions.items():
         found[f"version of {package}"] = version
     return {name: "none" if value in (None, "") else str(value) for name, value in found.items()}

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError, RunDirectoryError
+from omm_mlff.record.documents import parsed
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.record.status import RunStatus
 from omm_mlff.schema import Finding, Reason, RunSpec, Verdict
 from omm_mlff.verdict.measurement_file import MeasurementFile
+from omm_mlff.verdict.provenance import ValidationProvenance
 
 VERDICT_FILE = "verdict.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -55,7 +57,7 @@ class Finished:
     policy : the one that was asked for
     verdicts : by policy
     measured : what they rest on
-    provenance : versions, device, seed; "command" repeats the validation
+    provenance : what it depends on, and the command that repeats it
     runs : none where the run directories were not kept
     """
 
@@ -63,19 +65,18 @@ class Finished:
     policy: str
     verdicts: Mapping[str, Verdict]
     measured: MeasurementFile
-    provenance: Mapping[str, Any]
+    provenance: ValidationProvenance
     runs: tuple[FinishedRun, ...]
 
     @property
     def model(self) -> str:
         """Name of the model, from its card."""
-        return str(self.measured.card["name"])
+        return self.measured.card.name
 
     @property
     def n_parameters(self) -> int | None:
         """Of the model, where its card says so."""
-        count = self.measured.card.get("n_parameters")
-        return None if count is None else int(count)
+        return self.measured.card.n_parameters
 
     @property
     def profile(self) -> str:
@@ -104,10 +105,10 @@ def read_finished(folder: str | Path) -> Finished:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; wanted one that `omm-mlff validate` wrote")
-    data, verdicts = _verdicts(folder / VERDICT_FILE)
+    data, verdicts, provenance = _verdicts(folder / VERDICT_FILE)
     measured = MeasurementFile.read(folder / MEASUREMENTS_FILE)
     for key in ("name", "sha256", "n_parameters"):
-        judged, found = data["model"].get(key), measured.card.get(key)
+        judged, found = data["model"].get(key), getattr(measured.card, key)
         if judged != found:
             raise InputError(
                 f"{folder}: {VERDICT_FILE} and {MEASUREMENTS_FILE} are of two models ({key} is "
@@ -125,7 +126,7 @@ def read_finished(folder: str | Path) -> Finished:
             for name, verdict in verdicts.items()
         },
         measured=measured,
-        provenance={**measured.provenance, **data["provenance"]},
+        provenance=provenance,
         runs=_runs(folder / "runs"),
     )
 
@@ -141,7 +142,7 @@ def _completed(finding: Finding, measured: MeasurementFile) -> Finding:
     return dataclasses.replace(finding, check=check, reasons=reasons)
 
 
-def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict]]:
+def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict], ValidationProvenance]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != 1:
@@ -156,7 +157,7 @@ def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict]]:
         for key in ("model", "provenance"):
             if not isinstance(data[key], dict):
                 raise ValueError(f"{key} is no object")
-        return data, verdicts
+        return data, verdicts, parsed(ValidationProvenance, data["provenance"])
     except FileNotFoundError:
         raise InputError(
             f"no verdict at {path}; an interrupted validation goes on with --resume"

@@ -90,7 +90,7 @@ def commands(comparison: Comparison, out: str, forecast: str | None) -> list[str
     names = {label: f"runs/{folder_name(label)}" for label in comparison.models}
     for label, finished in comparison.models.items():
         command = repeat_command(
-            finished.model, finished.profile, finished.policy, finished.provenance.get("command")
+            finished.model, finished.profile, finished.policy, finished.provenance.command
         )
         lines.append(f"{command} --out {names[label]}")
     words = ["omm-mlff compare", *names.values(), f"--out {out}"]
@@ -166,11 +166,10 @@ def _differences(comparison: Comparison) -> list[str]:
         lines.append("The validations differ in the model only.")
     first = next(iter(comparison.models.values()))
     provenance = first.provenance
-    versions = provenance.get("versions") or {}
-    said = [f"profile `{first.profile}`", f"seed {provenance.get('seed')}"]
-    for key, words in (("platform", "OpenMM platform"), ("precision", "precision")):
-        if provenance.get(key):
-            said.append(f"{words} {provenance[key]}")
+    versions = provenance.versions
+    said = [f"profile `{first.profile}`", f"seed {provenance.seed}"]
+    said += [f"OpenMM platform {provenance.platform}"] if provenance.platform else []
+    said += [f"precision {provenance.precision}"] if provenance.precision else []
     said += [f"{name} {versions[name]}" for name in ("openmm", "torch") if name in versions]
     whose = f" (of {next(iter(comparison.models))})" if comparison.differences else ""
     lines += [
@@ -183,10 +182,7 @@ def _differences(comparison: Comparison) -> list[str]:
 
 def _accuracy(comparison: Comparison) -> list[str]:
     methods = {
-        method
-        for finished in comparison.models.values()
-        for method in (finished.provenance.get("reference") or {}).values()
-        if method
+        method for finished in comparison.models.values() for method in finished.provenance.methods
     }
     against = " and ".join(sorted(methods)) or "the reference labels"
     return [

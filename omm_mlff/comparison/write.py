@@ -107,7 +107,7 @@ def _model(comparison: Comparison, label: str) -> dict[str, Any]:
     return {
         "label": label,
         "model": finished.model,
-        "sha256": finished.measured.card.get("sha256"),
+        "sha256": finished.measured.card.sha256,
         "n_parameters": finished.n_parameters,
         "profile": finished.profile,
         "policy": finished.policy,
@@ -130,7 +130,7 @@ def _model(comparison: Comparison, label: str) -> dict[str, Any]:
 
 
 def _command(finished: Finished) -> str:
-    recorded = finished.provenance.get("command")
+    recorded = finished.provenance.command
     return repeat_command(finished.model, finished.profile, finished.policy, recorded)
 
 

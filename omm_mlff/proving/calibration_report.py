@@ -92,7 +92,7 @@ def calibrate(
     say("criteria", 2, 2)
     card = design.measured.card
     return Calibration(
-        f"{card['name']}, profile {design.measured.scope.profile}",
+        f"{card.name}, profile {design.measured.scope.profile}",
         tuple(coverage),
         verdicts,
         tuple(criteria),

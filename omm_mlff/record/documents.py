@@ -37,18 +37,31 @@ def read_document(path: Path, kind: type[T], error: type[OmmMlffError] = RunDire
     ------
     error : absent, damaged, of another schema, or with a key that the dataclass does not have
     """
-    from pydantic import ValidationError
-
     data = read_json(path, error)
     schema = data.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise error(f"{path} is of schema {schema!r}, wanted {SCHEMA}; update omm-mlff to read it")
     try:
+        return parsed(kind, data)
+    except ValueError as problem:
+        raise error(f"{path} is damaged at {problem}; repeat the run") from None
+
+
+def parsed(kind: type[T], data: Mapping[str, Any]) -> T:
+    """A part of a document as the dataclass that it is.
+
+    Raises
+    ------
+    ValueError : where it is damaged and how, in one line
+    """
+    from pydantic import ValidationError
+
+    try:
         document: T = _adapter(kind).validate_python(data)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise error(f"{path} is damaged at {where}: {first['msg']}; repeat the run") from None
+        raise ValueError(f"{where}: {first['msg']}") from None
     return document
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from omm_mlff.schema import EXACT_KEYS, Event
@@ -52,6 +52,6 @@ class RunStatus:
     __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
 
     state: State
-    n_steps: int = 0
-    batches: Mapping[int, BatchStatus] = field(default_factory=dict)
-    events: Mapping[int, Event] = field(default_factory=dict)
+    n_steps: int
+    batches: Mapping[int, BatchStatus]
+    events: Mapping[int, Event]

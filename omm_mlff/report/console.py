@@ -65,7 +65,7 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
     verdict = judged.verdict
     head = Text.assemble(
         (verdict.name, _STYLES[verdict.name]),
-        f"  {judged.model['name']}, profile {judged.profile}, policy {judged.policy}",
+        f"  {judged.model.name}, profile {judged.profile}, policy {judged.policy}",
     )
     console.print()
     console.print(head)
@@ -82,7 +82,7 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
     _failures(verdict, console)
     _open_questions(verdict, console)
     _left_out(verdict, console)
-    for notice in judged.provenance.get("notices", []):
+    for notice in judged.provenance.notices:
         console.print(Text(f"notice: {notice}"), soft_wrap=True)
     if files:
         names = ", ".join(path.name for path in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ FILE_NAME = "report.md"
 def as_markdown(judged: Judged) -> str:
     """The whole report."""
     lines = [
-        f"# {judged.verdict.name}: {markdown_cell(judged.model['name'])}",
+        f"# {judged.verdict.name}: {markdown_cell(judged.model.name)}",
         "",
         f"Profile `{judged.profile}`, policy `{judged.policy}`: {reason(judged.verdict)}",
         "",
@@ -49,14 +50,13 @@ def as_markdown(judged: Judged) -> str:
         lines += [f"- {happened(failure)}" for failure in judged.failures]
     for verdict in (judged.verdict, *judged.others):
         lines += _policy(verdict)
-    lines += ["", "## Model", "", *_mapping(judged.model)]
-    if judged.provenance:
-        lines += ["", "## Provenance", "", *_mapping(judged.provenance)]
+    lines += ["", "## Model", "", *_mapping(dataclasses.asdict(judged.model))]
+    lines += ["", "## Provenance", "", *_mapping(judged.provenance.to_json())]
     command = repeat_command(
-        str(judged.model["name"]),
+        judged.model.name,
         judged.profile,
         judged.policy,
-        judged.provenance.get("command"),
+        judged.provenance.command,
     )
     lines += [
         "",

@@ -187,9 +187,9 @@ def needed_by_run(findings: Iterable[Finding]) -> dict[str, float]:
     return needed
 
 
-def repeat_command(model: str, profile: str, policy: str, recorded: object) -> str:
+def repeat_command(model: str, profile: str, policy: str, recorded: str | None) -> str:
     """The command that repeats a validation: the recorded one, where there is one."""
-    if isinstance(recorded, str) and recorded:
+    if recorded:
         return recorded
     return f"omm-mlff validate --model {model} --profile {profile} --policy {policy}"
 

@@ -77,7 +77,7 @@ def judge_all(
             measured.measurements,
             measured.scope,
             planned=measured.planned,
-            dtype=measured.card["dtype"],
+            dtype=measured.card.dtype,
         )
         for policy in loaded
     }

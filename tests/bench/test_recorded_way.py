@@ -146,7 +146,7 @@ def clock(monkeypatch):
 
     def simulate(spec, potential, system, folder, *, progress):
         folder.mkdir()
-        write_document(folder / STATUS_FILE, RunStatus("running"))
+        write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         clock.now += 1.0
         for step in range(10, spec.n_steps, 10):
             clock.now += 10 * 2e-2
@@ -176,7 +176,7 @@ def test_a_run_that_is_held_does_not_go_on(clock):
 def test_what_ends_the_run_comes_out_of_the_block(monkeypatch):
     def simulate(spec, potential, system, folder, *, progress):
         folder.mkdir()
-        write_document(folder / STATUS_FILE, RunStatus("running"))
+        write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         progress(10, spec.n_steps)
         raise InputError("the disk is on fire")
 

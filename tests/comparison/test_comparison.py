@@ -249,7 +249,8 @@ def test_folders_of_one_name_are_told_apart_by_what_they_lie_in(tmp_path: Path) 
     paths = [tmp_path / "a" / "out", tmp_path / "b" / "out", tmp_path / "tiny"]
     for path in paths[:2]:
         write_validation(path, tiny(), runs=False)
-    write_validation(paths[2], dataclasses.replace(tiny(), card={**tiny().card, "name": "a/out"}))
+    card = dataclasses.replace(tiny().card, name="a/out")
+    write_validation(paths[2], dataclasses.replace(tiny(), card=card))
     labels = list(compare(paths[:2]).models)
     assert labels == ["a/out", "b/out"]
     assert [folder_name(label) for label in labels] == ["a_out", "b_out"]
@@ -275,7 +276,7 @@ def test_what_differs_beside_the_model_is_said(tmp_path: Path, folders: dict[str
     other = dataclasses.replace(
         file,
         scope=dataclasses.replace(file.scope, profile="mine"),
-        provenance={**file.provenance, "seed": 2, "platform": "CUDA"},
+        provenance=dataclasses.replace(file.provenance, seed=2, platform="CUDA"),
     )
     folder = write_validation(tmp_path / "v", other, policy="strict", runs=False)
     both = compare([folders["original"], folder])

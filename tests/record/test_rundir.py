@@ -49,7 +49,7 @@ def frames(n, first=0):
 def folder(tmp_path):
     folder = tmp_path / "run"
     rundir.create(folder, SPEC, PROVENANCE, resume=False)
-    write_document(folder / "status.json", RunStatus("complete"))
+    write_document(folder / "status.json", RunStatus("complete", 0, {}, {}))
     writer = SegmentWriter(folder / "replica_000", TOPOLOGY, 3, None, 0)
     writer.append(frames(5))
     writer.append(frames(3, 5))
