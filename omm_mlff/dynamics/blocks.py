@@ -8,10 +8,13 @@ one runs already.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from contextvars import copy_context
 from typing import Protocol
 
 import numpy as np
 import openmm
+import torch
 from numpy.typing import NDArray
 
 from omm_mlff.dynamics.frames import Frames
@@ -159,8 +162,15 @@ class DeviceBlocks:
     def launch(self, first: int, n: int, start: State) -> None:
         # Where one block follows another it is known what was counted, and nobody need wait.
         count = self._tap.n_calls if self._next_count is None else self._next_count
-        step = self._replicas.context.getIntegrator().step
-        self._launched = first, n, count, start, self._thread.submit(step, n)
+        steps = self._thread.submit(copy_context().run, self._step, n)
+        self._launched = first, n, count, start, steps
+
+    def _step(self, n: int) -> None:
+        """In the thread, which knows of no device but the first."""
+        kept = self._tap.kept
+        on_cuda = kept is not None and kept.device.type == "cuda"
+        with torch.cuda.device(kept.device) if kept and on_cuda else nullcontext():
+            self._replicas.context.getIntegrator().step(n)
 
     def land(self) -> Landed | None:
         assert self._launched is not None

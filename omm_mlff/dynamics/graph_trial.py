@@ -18,6 +18,7 @@ import openmm
 from omm_mlff.dynamics.graphs import Case, Numbers, disagreement, evaluated, new_context
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import replay
+from omm_mlff.forces.platforms import on_device
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import system_and_built
 
@@ -47,7 +48,9 @@ def _numbers(case: Case, *, graph: bool) -> tuple[Numbers, bool]:
 def main(asked: str, answer: str) -> None:
     """Read a case, try it, write what came of it."""
     case = pickle.loads(Path(asked).read_bytes())
-    Path(answer).write_text(json.dumps({"failure": try_graph(case)}))
+    with on_device(case.platform_name, case.device):
+        failure = try_graph(case)
+    Path(answer).write_text(json.dumps({"failure": failure}))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,25 @@
 A graph repeats the kernels of one evaluation, without Python and without TorchScript. That is right
 only where each evaluation does the same work, and a capture that fails can leave the process
 without a usable device. So a capture is first tried in a process of its own (`graph_trial`), once
-for a potential, precision and version of everything; the package's own kernel is known to be
-capturable and needs none. Then, for every number of atoms and copies, the numbers of replays are
-held against the network evaluated directly, at structures that differ, and evaluations are counted
-on the device: a replay is one for which Python was not called. What does not pass is launched.
+for a potential, precision and version of everything; that it passed is kept in the cache's folder.
+The package's own kernel is known to be capturable and needs none. Then, for every number of atoms
+and copies, the numbers of replays are held against the network evaluated directly, at structures
+that differ, and evaluations are counted on the device: a replay is one for which Python was not
+called. What does not pass is launched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import importlib.metadata
 import json
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ import openmm
 import torch
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import replay
-from omm_mlff.forces.platforms import platform_properties
+from omm_mlff.forces.platforms import device_asked, platform_properties
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential
 from omm_mlff.schema import MolecularSystem, Precision
+from omm_mlff.students.kernel.build import cache_folder
 
 ENERGY_TOLERANCE_KJMOL = 0.01
 """An atom; and 4e-7 of the whole, what float32 resolves of it."""
@@ -53,13 +56,19 @@ Numbers = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Copies of a molecular system under a potential, in a Context."""
+    """Copies of a molecular system under a potential, in a Context.
+
+    Attributes
+    ----------
+    device : the index that was asked for; None for the platform's own choice
+    """
 
     potential: Potential
     system: MolecularSystem
     platform_name: str
     precision: Precision
     n_copies: int
+    device: int | None = field(default_factory=device_asked)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def open_context(
     except Exception as error:  # what somebody else's objects raise is not known beforehand
         reason = f"no trial in a process of its own: {one_line(error)}"
         return new_context(openmm_system, integrator, case), replace(built, graph_reason=reason)
-    key = (content, case.system.species.tobytes(), case.n_copies, case.precision)
+    key = (content, case.system.species.tobytes(), case.n_copies, case.precision, case.device)
     decision = _compared.get(key)
     if decision is None:
         decision = _trial(content, built, case)
@@ -217,9 +226,16 @@ def _trial(content: str, built: Built, case: Case) -> Decision:
     """Whether a capture can be tried in this process."""
     if built.engines.get("cuda") == "compiled":
         return Decision(True, "replays of its kernel agree with the network")
-    key = (content, case.precision, *_versions())
+    key = (content, case.precision, str(case.device), *_versions())
     if key not in _tried:
-        wrong = in_process_of_its_own(case)
+        name = hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]
+        passed = cache_folder() / f"graph-{name}"
+        wrong = "" if passed.exists() else in_process_of_its_own(case)
+        if not wrong:
+            # That it can be captured is kept over processes; a failure may have been the machine's.
+            with contextlib.suppress(OSError):
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                passed.touch()
         agreed = "replays agree with launches in a process of their own, and with the network here"
         _tried[key] = Decision(not wrong, wrong or agreed)
     return _tried[key]
@@ -261,7 +277,7 @@ def _content(potential: Potential) -> str:
 def _versions() -> tuple[str, ...]:
     """What else a capture depends on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return torch.__version__, importlib.metadata.version("openmm"), device
+    return *(f"{name} {version}" for name, version in package_versions()), device
 
 
 def forget_decisions() -> None:

@@ -6,10 +6,10 @@ import contextlib
 import importlib.metadata
 import platform as host
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
-from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import content_hash
@@ -22,6 +22,9 @@ from omm_mlff.record.provenance import (
     RunProvenance,
 )
 from omm_mlff.schema import MolecularSystem, RunSpec
+
+if TYPE_CHECKING:
+    from omm_mlff.dynamics.initial_state import Rest
 
 _PACKAGES = ("omm-mlff", "openmm", "torch", "numpy", "mdtraj")
 _PLUGINS = (

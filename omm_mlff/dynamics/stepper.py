@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import openmm
 import torch
 from numpy.typing import NDArray
 
-from omm_mlff.dynamics.blocks import Blocks, State
+from omm_mlff.dynamics.blocks import Blocks, Landed
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.frames import Frames
 from omm_mlff.dynamics.recording import Recorder
@@ -79,7 +80,7 @@ class Stepper:
         self.stopped = stopped
         self.interrupted = interrupted
         self._steps_a_call = _FIRST_CALL_STEPS
-        self._launched: tuple[int, int, float] | None = None
+        self._ahead: _Ahead | None = None
 
     def take(self, first: int) -> int:
         """Some steps, from step `first` on, recorded.
@@ -91,12 +92,11 @@ class Stepper:
         n = self._size(first, self.recorder.room)
         if self.blocks is None or not self._block(self.blocks, first, n):
             n = self._one_by_one(first, n)
-        if self.recorder.full:
-            self.recorder.flush()
+            self._flush_what_is_full()
         return n
 
     def close(self) -> None:
-        """Wait for what is under way, and forget it."""
+        """Forget what was taken ahead."""
         self._forget()
         if self.blocks is not None:
             self.blocks.close()
@@ -114,20 +114,19 @@ class Stepper:
         -------
         False where something is amiss in any of them: then everything is as it was before
         """
-        replicas = self.replicas
-        if self._launched is None:
-            self._launch(blocks, first, n, (replicas.positions, replicas.velocities))
-        assert self._launched is not None
-        assert self._launched[:2] == (first, n)
-        began, self._launched = self._launched[2], None
-        landed = blocks.land()
-        seconds = max(time.monotonic() - began, 1e-6)
+        replicas, ahead, self._ahead = self.replicas, self._ahead, None
+        if ahead is None:
+            began = time.monotonic()
+            blocks.launch(first, n, (replicas.positions, replicas.velocities))
+            ahead = _landed(blocks, first, n, began)
+        assert (ahead.first, ahead.n) == (first, n)
+        landed, following, began = ahead.block, 0, time.monotonic()
         if landed is not None and blocks.overlap:
+            self._steps_a_call = _next_size(n, ahead.seconds)
             n_frames = len(range(-first % self.stride, n, self.stride))
-            self._steps_a_call = self._next_size(n, seconds)
             following = self._size(first + n, self.recorder.room - n_frames or self.recorder.size)
             if following > 0:
-                self._launch(blocks, first + n, following, landed.end)
+                blocks.launch(first + n, following, landed.end)
         frames = None if landed is None else landed.frames()
         if landed is None or frames is None or not self._passes(first, frames):
             self._forget()
@@ -137,21 +136,21 @@ class Stepper:
             return False
         self.recorder.add(frames.every(self.stride, first), replicas.alive)
         replicas.positions, replicas.velocities = landed.end
+        self._flush_what_is_full()
+        if following > 0:
+            # Nothing is under way while others have the word: who measures them, or this, can.
+            self._ahead = _landed(blocks, first + n, following, began)
         if not blocks.overlap:
-            self._steps_a_call = self._next_size(n, max(time.monotonic() - began, 1e-6))
+            self._steps_a_call = _next_size(n, ahead.seconds + time.monotonic() - began)
         return True
 
-    def _next_size(self, n: int, seconds: float) -> int:
-        return max(1, min(2 * n, int(n * _CALL_SECONDS / seconds)))
-
-    def _launch(self, blocks: Blocks, first: int, n: int, start: State) -> None:
-        began = time.monotonic()
-        blocks.launch(first, n, start)
-        self._launched = first, n, began
+    def _flush_what_is_full(self) -> None:
+        if self.recorder.full:
+            self.recorder.flush()
 
     def _forget(self) -> None:
-        """What was launched has never been; the Context is left where it came to."""
-        self._launched = None
+        """What was taken ahead has never been; the Context is left where it came to."""
+        self._ahead = None
         if self.blocks is not None:
             self.blocks.forget()
 
@@ -285,3 +284,30 @@ class Stepper:
             for r in np.flatnonzero(~left).tolist():
                 replicas.tap.freeze(r)
         replicas.put(place, motion)
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A block that is over and was not looked at.
+
+    Attributes
+    ----------
+    block : None where OpenMM has met an error
+    seconds : that its steps took
+    """
+
+    first: int
+    n: int
+    block: Landed | None
+    seconds: float
+
+
+def _landed(blocks: Blocks, first: int, n: int, began: float) -> _Ahead:
+    """Wait for what was launched."""
+    block = blocks.land()
+    return _Ahead(first, n, block, max(time.monotonic() - began, 1e-6))
+
+
+def _next_size(n: int, seconds: float) -> int:
+    """How many steps the next call may take where `n` took so long."""
+    return max(1, min(2 * n, int(n * _CALL_SECONDS / seconds)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def properties(system: openmm.System) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def undecided() -> None:
+def undecided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither this process nor one before has tried anything."""
+    monkeypatch.setattr(graphs, "cache_folder", lambda: tmp_path / "cache")
     graphs.forget_decisions()
 
 
@@ -160,6 +163,23 @@ def test_what_fails_in_a_process_of_its_own_is_never_tried_here(monkeypatch):
         assert not built.graph
         assert built.graph_reason == "a capture ended its process with code -11: no word"
     assert [context.graph for context in machine.made] == [False, False]
+
+
+def test_what_passed_once_is_tried_in_no_other_process_and_what_failed_is(monkeypatch):
+    seen = []
+    for trial in ("no device", "", "no device"):
+        graphs.forget_decisions()  # as a new process
+        machine = Machine(monkeypatch, trial=trial)
+        seen.append((machine.open().graph, machine.trials))
+    assert seen == [(False, 1), (True, 1), (True, 0)]
+
+
+def test_what_replays_wrongly_here_is_launched_though_it_passed_elsewhere(monkeypatch):
+    assert Machine(monkeypatch).open().graph
+    graphs.forget_decisions()
+    machine = Machine(monkeypatch, "stale")
+    assert not machine.open().graph
+    assert machine.trials == 0
 
 
 def test_the_kernel_of_the_package_needs_no_process(monkeypatch):

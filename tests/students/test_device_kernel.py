@@ -1,16 +1,25 @@
 """The CUDA kernel without a device: its source emulated on the host, and compiled by NVRTC."""
 
+import dataclasses
+import logging
 import subprocess
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from students.emulation import Emulator
 from students.test_compiled import random_student, scattered, shipped
 
+from omm_mlff.bench.ptxas import Usage
+from omm_mlff.errors import KernelError
 from omm_mlff.students import compiled
-from omm_mlff.students.engine import MoleculeEngine
-from omm_mlff.students.kernel import build, layout
+from omm_mlff.students.checkpoint import load_student
+from omm_mlff.students.compiled import compiled_engine, engine_on
+from omm_mlff.students.engine import BoxEngine, MoleculeEngine, SubsetEngine
+from omm_mlff.students.kernel import build, device, layout
 from omm_mlff.students.student import Student, StudentConfig
 from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
 
@@ -216,3 +225,317 @@ def test_address_sanitizer_finds_no_access_out_of_bounds(
             block_bytes=block_bytes,
         )
         assert off(found, student, x, n_copies)[0] < 1e-5
+
+
+TINIEST = layout.Variant(4, 1, 3, 4, float64=False, cluster=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100, 120])
+def test_nvrtc_compiles_for_every_architecture(architecture: int) -> None:
+    variant = TINIEST if architecture < 90 else layout.Variant(4, 1, 3, 4, False, 2)
+    cubin, log = device.compile_kernel(f"sm_{architecture}", variant)
+    assert cubin[:4] == b"\x7fELF"
+    assert 0 < Usage.read(log).registers <= 255
+
+
+def test_architecture_that_nvrtc_does_not_know_is_told_in_one_line() -> None:
+    with pytest.raises(KernelError, match=r"NVRTC does not know sm_30 \(it knows .*sm_90"):
+        device.compile_kernel("sm_30", TINIEST)
+
+
+def test_source_that_nvrtc_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_source", lambda: "int answer( { }")
+    with pytest.raises(KernelError, match=r"NVRTC failed: painn\.cu") as caught:
+        device.compile_kernel("sm_90", TINIEST)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda content: content[:100], id="truncated"),
+        pytest.param(lambda content: content[:-1] + b"?", id="changed"),
+        pytest.param(lambda content: b"", id="empty"),
+    ],
+)
+def test_damaged_kernel_in_the_cache_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path))
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(b"kernel " * 100)
+        return made[-1]
+
+    assert device._stored("kernel.cubin", make) == made[0]
+    assert device._stored("kernel.cubin", make) == made[0]
+    assert len(made) == 1
+    kept = tmp_path / "kernel.cubin"
+    kept.write_bytes(spoil(kept.read_bytes()))
+    assert device._stored("kernel.cubin", make) == made[0]
+    assert len(made) == 2
+    assert device._stored("kernel.cubin", make) == made[0]
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel.cubin"]
+
+
+def test_cache_that_cannot_be_written_is_no_obstacle_for_the_device_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
+    assert device._stored("kernel.cubin", lambda: b"made") == b"made"
+
+
+def test_kernel_in_the_cache_is_found_by_student_and_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path))
+    asked: list[str] = []
+
+    def compile_it(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+        asked.append(architecture)
+        return architecture.encode(), ""
+
+    monkeypatch.setattr(device, "_compile", compile_it)
+    for _ in range(2):
+        assert device.compiled_kernel("sm_90", TINIEST) == b"sm_90"
+        assert device.compiled_kernel("sm_80", TINIEST) == b"sm_80"
+        device.compiled_kernel("sm_90", dataclasses.replace(TINIEST, float64=True))
+    assert asked == ["sm_90", "sm_80", "sm_90"]
+
+
+class FakeDriver:
+    """The bindings' own types and enumerations, around calls that only write down what came."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import driver
+
+        self.real = driver
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.context = 1
+        self.refuses = ""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            return getattr(self.real, name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, arguments))
+            status = self.real.CUresult.CUDA_SUCCESS
+            if name == self.refuses:
+                return (self.real.CUresult.CUDA_ERROR_INVALID_VALUE,)
+            return status, {"cuCtxGetCurrent": self.context}.get(name, 0)
+
+        call.__name__ = name
+        return call
+
+
+def fake_function(driver: FakeDriver, cluster: int) -> device.Function:
+    function = object.__new__(device.Function)
+    function._driver = driver  # type: ignore[assignment]
+    function._cluster = cluster
+    function._configs = {}
+    function._context = 1
+    function._handle = 7
+    return function
+
+
+@pytest.mark.parametrize("cluster", [1, 16])
+def test_launch_names_grid_cluster_shared_memory_and_stream(cluster: int) -> None:
+    driver = FakeDriver()
+    arguments = layout.Arguments()
+    fake_function(driver, cluster).launch(32, 99_000, 0xABC0, arguments)
+    assert [name for name, _ in driver.calls] == ["cuCtxGetCurrent", "cuLaunchKernelEx"]
+    config, handle, _, extra = driver.calls[-1][1]
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (32, 1, 1)
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (256, 1, 1)
+    assert (config.sharedMemBytes, int(config.hStream), handle, extra) == (99_000, 0xABC0, 7, 0)
+    assert config.numAttrs == (cluster > 1)
+    if cluster > 1:
+        (attribute,) = config.attrs
+        size = attribute.value.clusterDim
+        wanted = driver.real.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        assert attribute.id == wanted
+        assert (size.x, size.y, size.z) == (16, 1, 1)
+
+
+def test_launch_from_another_context_goes_into_torchs_and_back() -> None:
+    driver = FakeDriver()
+    driver.context = 5
+    fake_function(driver, 1).launch(1, 0, 0, layout.Arguments())
+    names = [name for name, _ in driver.calls]
+    assert names == ["cuCtxGetCurrent", "cuCtxPushCurrent", "cuLaunchKernelEx", "cuCtxPopCurrent"]
+
+
+def test_what_the_driver_refuses_is_told_in_one_line() -> None:
+    driver = FakeDriver()
+    driver.refuses = "cuLaunchKernelEx"
+    with pytest.raises(KernelError, match="cuLaunchKernelEx failed: CUDA_ERROR_INVALID_VALUE"):
+        fake_function(driver, 1).launch(1, 0, 0, layout.Arguments())
+
+
+def test_one_copy_gets_the_largest_cluster_and_many_get_none() -> None:
+    model = device.DeviceModel(load_student("original"))
+    h100 = device.Device(0, 90, 132, 232_448, 233_472)
+    assert model._sizes(h100, 1) == [16, 8, 4, 2, 1]
+    assert model._sizes(h100, 16) == [8, 4, 2, 1]
+    assert model._sizes(h100, 256) == [1]
+    assert model._sizes(device.Device(0, 86, 84, 101_376, 102_400), 1) == [1]
+
+
+@pytest.mark.parametrize("shared_KB", [(64, 64), (99, 100), (163, 164), (227, 228)])
+@pytest.mark.parametrize("name", ["original", "tiny"])
+def test_every_molecule_finds_room_on_every_device(name: str, shared_KB: tuple[int, int]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        student = shipped(name, dtype)
+        for cluster in layout.cluster_sizes(student.config.n_features):
+            variant = layout.variant_of(student, cluster)
+            budget = layout.block_budget(variant, *(1024 * size for size in shared_KB))
+            for n_atoms in (2, 22, 64):
+                call = layout.plan_call(variant, n_atoms, 300, n_teams=50, block_bytes=budget)
+                assert call.shared_bytes <= budget
+
+
+def test_memory_of_1024_dipeptides_is_that_of_the_blocks_that_run() -> None:
+    variant = layout.variant_of(load_student("original"), 1)
+    call = layout.plan_call(variant, 22, 1024, n_teams=264, block_bytes=115_000)
+    assert call.n_groups == 1024
+    assert 264 * call.team_bytes < 400e6
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine is known yet."""
+    monkeypatch.setattr(compiled, "_models", OrderedDict())
+    monkeypatch.setattr(compiled, "_known", {})
+    monkeypatch.setattr(compiled, "_verified", set())
+    compiled._say_scripted_on_device.cache_clear()
+
+
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the kernel had been prepared on device 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+    def prepare(work: compiled._Work, index: int) -> object:
+        work._on_device[index] = object.__new__(device.Launch)
+        return work._on_device[index]
+
+    monkeypatch.setattr(compiled._Work, "_prepare_device", prepare)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_with_a_device_the_hosts_kernel_waits_for_positions_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted = MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6], 2)
+    on_a_device(monkeypatch)
+    fast = compiled_engine(scripted)
+    (model,) = compiled._models.values()
+    assert fast.scripted is None
+    assert "host" not in vars(model)
+    assert engine_on(fast, "cuda") == "compiled (CUDA)"
+    assert engine_on(fast, "cpu") == "compiled (C++)"
+    x = scattered(6, 2)
+    torch.testing.assert_close(fast(x)[1], scripted(x)[1], rtol=1e-9, atol=1e-6)
+    assert "host" in vars(model)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_with_a_device_and_no_compiler_the_host_runs_scripted_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6], 2)
+    box = BoxEngine(random_student(ONE_LAYER), ATOMS[:12], periodic=True)
+    on_a_device(monkeypatch)
+
+    def refuse(model: object) -> None:
+        raise KernelError("no C++ compiler here")
+
+    monkeypatch.setattr(compiled, "KernelModel", refuse)
+    x, cell = scattered(6, 2), torch.eye(3).double()
+    with caplog.at_level(logging.WARNING, logger="omm_mlff.students.compiled"):
+        fast, fast_box = compiled_engine(scripted), compiled_engine(box)
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), scripted(x), rtol=1e-12, atol=1e-9)
+            torch.testing.assert_close(fast_box(x, cell), box(x, cell), rtol=1e-9, atol=1e-7)
+    assert [record.message for record in caplog.records] == [
+        "notice: on the host students run scripted: no C++ compiler here"
+    ] * 2
+    assert engine_on(fast, "cpu") == engine_on(fast_box, "cpu") == "scripted"
+    assert engine_on(fast_box, "cuda") == "scripted"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_device_that_cannot_be_had_leaves_the_scripted_engine_and_one_notice(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6], 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", no_driver)
+    with caplog.at_level(logging.WARNING, logger="omm_mlff.students.compiled"):
+        for _ in range(2):
+            fast = SubsetEngine(compiled_engine(scripted), torch.arange(12))
+    assert fast.engine.scripted is scripted
+    assert engine_on(fast, "cuda") == "scripted"
+    assert engine_on(fast, "cpu") == "compiled (C++)"
+    assert [record.message for record in caplog.records] == [
+        "notice: on CUDA students run scripted, several times slower: no driver at all"
+    ]
+
+
+def no_driver() -> int:
+    raise RuntimeError("no driver at all\nand more of it")
+
+
+def test_without_a_device_positions_on_one_are_served_scripted() -> None:
+    fast = compiled_engine(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]))
+    assert engine_on(fast, "cuda") == "scripted"
+    assert engine_on(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]), "cpu") == "scripted"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n_copies", [1, 16, 300])
+@pytest.mark.parametrize("name", ["original", "tiny", "ultra-tiny"])
+def test_device_computes_what_the_scripted_engine_computes_and_a_graph_repeats_it(
+    name: str, n_copies: int
+) -> None:
+    student = load_student(name)
+    fast = compiled_engine(MoleculeEngine(student, ATOMS[:13], n_copies))
+    assert engine_on(fast, "cuda") == "compiled (CUDA)"
+    trial = torch.from_numpy(0.1 * compiled._trial(13)[0])
+    x = torch.cat([trial + 0.001 * k / n_copies for k in range(n_copies)]).cuda()
+    found = fast(x)
+    energy, force = off((found[0].cpu(), found[1].cpu()), student, x.cpu(), n_copies)
+    assert energy < 1e-6
+    assert force < 1e-4
+    again = fast(x)
+    assert torch.equal(again[0], found[0])
+    assert torch.equal(again[1], found[1])
+    graph = torch.cuda.CUDAGraph()
+    moved = x.clone()
+    with torch.cuda.graph(graph):
+        replayed = fast(moved)
+    moved.copy_(x * 1.01)
+    graph.replay()
+    wanted = fast(x * 1.01)
+    torch.cuda.synchronize()
+    assert torch.equal(replayed[0], wanted[0])
+    assert torch.equal(replayed[1], wanted[1])
+
+
+@pytest.mark.cuda
+def test_on_a_device_positions_that_are_not_finite_spoil_their_own_copy_alone() -> None:
+    fast = compiled_engine(MoleculeEngine(load_student("original"), ATOMS[:6], 3))
+    x = scattered(6, 3).float().cuda()
+    clean_energies, clean_forces = fast(x)
+    x[6 + 2, 1] = torch.nan
+    energies, forces = fast(x)
+    assert forces.dtype == torch.float32
+    assert torch.isnan(energies[1])
+    assert forces.reshape(3, -1)[1].isnan().all()
+    assert torch.equal(energies[[0, 2]], clean_energies[[0, 2]])
+    assert torch.equal(forces.reshape(3, -1)[[0, 2]], clean_forces.reshape(3, -1)[[0, 2]])

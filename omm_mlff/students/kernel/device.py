@@ -32,6 +32,7 @@ from omm_mlff.students.kernel.layout import (
     Arguments,
     Call,
     Variant,
+    block_budget,
     cluster_sizes,
     packed_constants,
     packed_weights,
@@ -47,6 +48,7 @@ _OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 _DIGEST_BYTES = 64
 _CLUSTER_ARCHITECTURE = 90
 _PORTABLE_CLUSTER = 8
+_CONFIGS_KEPT = 64
 _RESERVED_BYTES = 1024
 """Shared memory that the system keeps of each block."""
 
@@ -145,19 +147,23 @@ class DeviceModel:
         self, device: Device, variant: Variant, n_atoms: int, n_copies: int, group: int | None
     ) -> tuple[Function, int, Call]:
         function = device.function(variant)
-        most = min(device.block_bytes, device.processor_bytes // variant.blocks - _RESERVED_BYTES)
-        # Planned once to know what a block needs, and once more with how many then run at once.
-        n_teams = device.n_processors
-        for _ in range(2):
-            call = plan_call(
-                variant, n_atoms, n_copies, n_teams=n_teams, block_bytes=most, group=group
-            )
-            n_teams = function.teams_at_once(call.shared_bytes)
-        if variant.cluster > 1 and n_teams < min(n_copies, call.n_groups):
-            raise KernelError(
-                f"the device runs {n_teams} clusters of {variant.cluster} blocks at once"
-            )
-        return function, n_teams, call
+        shared = block_budget(variant, device.block_bytes, device.processor_bytes)
+        # A cluster takes all that a multiprocessor has, unless more of them must share it.
+        budgets = (device.block_bytes, shared) if variant.cluster > 1 else (shared,)
+        for budget in budgets:
+            # Planned once to know what a block needs, and once more with how many then run at once.
+            n_teams = device.n_processors
+            for _ in range(2):
+                call = plan_call(
+                    variant, n_atoms, n_copies, n_teams=n_teams, block_bytes=budget, group=group
+                )
+                n_teams = function.teams_at_once(call.shared_bytes)
+            if n_teams >= n_copies or variant.cluster == 1:
+                return function, n_teams, call
+        raise KernelError(
+            f"the device runs {n_teams} clusters of {variant.cluster} blocks at once, "
+            f"and there are {n_copies} copies"
+        )
 
 
 class Launch:
@@ -219,8 +225,7 @@ class Launch:
         if self.stamps is not None:
             a.stamps = self.stamps.data_ptr()
         stream = torch.cuda.current_stream(self._index).cuda_stream
-        with torch.cuda.device(self._index):
-            self._function.launch(self.n_blocks, self.call.shared_bytes, stream, a)
+        self._function.launch(self.n_blocks, self.call.shared_bytes, stream, a)
         return energies, forces
 
     def _template(self) -> Arguments:
@@ -290,10 +295,14 @@ def device_of(index: int) -> Device:
 class Function:
     """A kernel that is loaded on a device."""
 
-    def __init__(self, index: int, cubin: bytes, cluster: int, block_bytes: int) -> None:
+    def __init__(self, device: Device, cubin: bytes, cluster: int) -> None:
         self._driver = driver = _bindings("driver")
+        self._device = device
         self._cluster = cluster
-        with torch.cuda.device(index):
+        self._configs: dict[tuple[int, int, int], Any] = {}
+        with torch.cuda.device(device.index):
+            torch.zeros(1, device=f"cuda:{device.index}")  # its context is current from here on
+            self._context = _done(driver.cuCtxGetCurrent)
             self._module = _done(driver.cuModuleLoadData, cubin)  # as long as the process lasts
             self._handle = _done(driver.cuModuleGetFunction, self._module, _FUNCTION)
             names = driver.CUfunction_attribute
@@ -302,7 +311,8 @@ class Function:
                 names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
                 self._handle,
             )
-            self._set(names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, block_bytes - int(own))
+            most = device.block_bytes - int(own)
+            self._set(names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
             if cluster > _PORTABLE_CLUSTER:
                 self._set(names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
 
@@ -324,14 +334,12 @@ class Function:
                 N_THREADS,
                 shared_bytes,
             )
-            current = _done(driver.cuCtxGetDevice)
-            names = driver.CUdevice_attribute
-            processors = _done(
-                driver.cuDeviceGetAttribute,
-                names.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-                current,
-            )
-            n = int(each) * int(processors)
+            n = int(each) * self._device.n_processors
+            # As much shared memory as they want, and all the rest for the cache.
+            wanted = int(each) * (shared_bytes + _RESERVED_BYTES)
+            percent = min(100, -(-100 * wanted // self._device.processor_bytes))
+            names = driver.CUfunction_attribute
+            self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
         if n < 1:
             raise KernelError(
                 f"the device has no room for a block of {shared_bytes // 1024} KB"
@@ -340,33 +348,49 @@ class Function:
         return n
 
     def launch(self, n_blocks: int, shared_bytes: int, stream: int, arguments: Arguments) -> None:
-        """Put a launch into a stream of the device that is current.
+        """Put a launch into a stream of torch's context on this device.
 
         Raises
         ------
         KernelError : the driver refused it
         """
+        driver = self._driver
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         config = self._config(n_blocks, shared_bytes, stream)
-        _done(self._driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(pointers), 0)
+        # A thread that torch has not met, or OpenMM, may have another context or none.
+        elsewhere = int(_done(driver.cuCtxGetCurrent)) != int(self._context)
+        if elsewhere:
+            _done(driver.cuCtxPushCurrent, self._context)
+        try:
+            _done(driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(pointers), 0)
+        finally:
+            if elsewhere:
+                _done(driver.cuCtxPopCurrent)
 
     def _config(self, n_blocks: int, shared_bytes: int, stream: int) -> Any:
+        key = (n_blocks, shared_bytes, stream)
+        found = self._configs.get(key)
+        if found is None:
+            if len(self._configs) >= _CONFIGS_KEPT:
+                self._configs.clear()
+            found = self._configs[key] = self._new_config(*key)
+        return found
+
+    def _new_config(self, n_blocks: int, shared_bytes: int, stream: int) -> Any:
         driver = self._driver
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = n_blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = N_THREADS, 1, 1
         config.sharedMemBytes = shared_bytes
         config.hStream = driver.CUstream(stream)
+        config.numAttrs = 0
         if self._cluster > 1:
             dimension = driver.CUlaunchAttribute()
             dimension.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            value = dimension.value
-            value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = self._cluster, 1, 1
-            dimension.value = value
+            size = dimension.value.clusterDim  # a view: what is set here is set in `dimension`
+            size.x, size.y, size.z = self._cluster, 1, 1
             config.attrs = [dimension]
             config.numAttrs = 1
-        else:
-            config.numAttrs = 0
         return config
 
     def _set(self, attribute: Any, value: int) -> None:
@@ -376,7 +400,7 @@ class Function:
 @functools.cache
 def _function(device: Device, variant: Variant) -> Function:
     cubin = compiled_kernel(f"sm_{device.architecture}", variant)
-    return Function(device.index, cubin, variant.cluster, device.block_bytes)
+    return Function(device, cubin, variant.cluster)
 
 
 def compiled_kernel(architecture: str, variant: Variant) -> bytes:
@@ -392,12 +416,19 @@ def compiled_kernel(architecture: str, variant: Variant) -> bytes:
     options = _options(architecture, variant)
     parts = (_source(), version, *options)
     digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
-    return _stored(f"painn-{architecture}-{digest}.cubin", lambda: _compile(architecture, options))
+    return _stored(
+        f"painn-{architecture}-{digest}.cubin", lambda: _compile(architecture, options)[0]
+    )
 
 
-def compile_log(architecture: str, variant: Variant) -> str:
-    """What the assembler says of a kernel: registers, shared memory and spills by function."""
-    return _compile_with_log(architecture, _options(architecture, variant))[1]
+def compile_kernel(architecture: str, variant: Variant) -> tuple[bytes, str]:
+    """The kernel, and what the assembler says of it: registers and spills by function.
+
+    Raises
+    ------
+    KernelError : no NVRTC, an architecture that it does not know, or a source that it refuses
+    """
+    return _compile(architecture, _options(architecture, variant))
 
 
 def _options(architecture: str, variant: Variant) -> tuple[str, ...]:
@@ -410,12 +441,8 @@ def _source() -> str:
     return files(__package__).joinpath(_SOURCE).read_text(encoding="utf-8")
 
 
-def _compile(architecture: str, options: tuple[str, ...]) -> bytes:
-    return _compile_with_log(architecture, options)[0]
-
-
-def _compile_with_log(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    known = _nvrtc("nvrtcGetSupportedArchs")[1]
+def _compile(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    known = _nvrtc("nvrtcGetSupportedArchs")[-1]
     if int(architecture.removeprefix("sm_")) not in known:
         raise KernelError(
             f"NVRTC does not know {architecture} (it knows {', '.join(f'sm_{k}' for k in known)}); "

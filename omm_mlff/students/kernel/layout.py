@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 N_THREADS = 256
 MAX_ATOMS = 64
 _ENERGY_PARTS, _PULLS = 8, 4
+_PORTABLE_CLUSTER = 8
 _GROUP_ROWS = 24
 """Atoms of small molecules that a block takes together, so that weights are read for many."""
 
@@ -30,6 +31,12 @@ _TILES = (1, 2, 3, 5, 7, 10)
 _WIDEST_DOUBLE = 5
 _WIDEST_SHARED = 3
 _MOST_SHARERS = 8
+_LEAST_BYTES = 48 * 1024
+"""Below this a block is better alone on its multiprocessor."""
+
+_RESERVED_BYTES = 1024
+"""Shared memory that the system keeps of each block."""
+
 _CHUNK_ITEMS, _CLUSTER_CHUNK_ITEMS = 4096, 8192
 PHASES = (
     "table of pairs",
@@ -108,7 +115,7 @@ class Variant:
     @property
     def blocks(self) -> int:
         """That a multiprocessor is to hold: registers are given out accordingly."""
-        return 1 if self.float64 or self.cluster > 1 else 2
+        return 1 if self.float64 or self.cluster > _PORTABLE_CLUSTER else 2
 
     def definitions(self) -> dict[str, str | int]:
         """For the compiler."""
@@ -180,6 +187,18 @@ def cluster_sizes(n_features: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def block_budget(variant: Variant, block_bytes: int, processor_bytes: int) -> int:
+    """Shared memory that a block is given.
+
+    Parameters
+    ----------
+    block_bytes : the most that the device gives one
+    processor_bytes : what a multiprocessor has for all its blocks
+    """
+    share = max(_LEAST_BYTES, processor_bytes // variant.blocks) - _RESERVED_BYTES
+    return min(block_bytes, share)
+
+
 def plan_call(
     variant: Variant,
     n_atoms: int,
@@ -220,7 +239,7 @@ def plan_call(
     w_items = max(w_least, min(target * 4 // size, w_most))
     share_items = 4 * _WIDEST_SHARED * N_THREADS if variant.cluster > 1 else 0
     x_all = max(n * (k + 4) for n, k, _, _ in products)
-    x_least = max(k + 4 for _, k, _, _ in products)
+    x_least = max(k + 4 for _, k, _, _ in products) + 2 * _PULLS * (variant.slice + 1)
     room = (block_bytes - 16) // size - share_items
     if room - 2 * w_items < x_least:
         w_items = w_least
@@ -311,30 +330,30 @@ def _products(variant: Variant, rows: int) -> list[tuple[int, int, int, int]]:
 def _plan(variant: Variant, product: tuple[int, int, int, int], x_items: int) -> tuple[int, int]:
     """Rows of a tile, and threads that share a sum: what leaves the fewest threads idle.
 
-    Sums are shared only where a molecule is alone, so that the order of every sum depends on the
-    molecule and the cluster, and not on how many copies there are.
+    Sums are shared only where a molecule is alone, and by its size and the cluster's: their order
+    depends neither on how many copies there are nor on what memory there is.
     """
     all_rows, n_in, sections, part = product
+    tiles_a_row = sections * part // 4
+    sharers = 1
+    if variant.cluster > 1:
+        while (
+            sharers < _MOST_SHARERS
+            and 2 * sharers * all_rows * tiles_a_row <= N_THREADS
+            and n_in >= 16 * sharers
+        ):
+            sharers *= 2
+    widest = _WIDEST_DOUBLE if variant.float64 else _TILES[-1]
+    if sharers > 1:
+        widest = _WIDEST_SHARED
     most = min(all_rows, x_items // (n_in + 4))
     rows = -(-all_rows // -(-all_rows // most))
-    best, least = (1, 1), float("inf")
-    for tile in _TILES:
-        if variant.float64 and tile > _WIDEST_DOUBLE:
-            break
-        units = -(-rows // tile) * (sections * part // 4)
-        sharers = 1
-        if variant.cluster > 1 and tile <= _WIDEST_SHARED:
-            while (
-                sharers < _MOST_SHARERS
-                and 2 * sharers * units <= N_THREADS
-                and n_in >= 16 * sharers
-            ):
-                sharers *= 2
-        rounds = -(-units * sharers // N_THREADS)
-        cost = rounds * (n_in / sharers * (17 * tile + 20) + 2000) + 100 * (sharers > 1)
-        if cost < least:
-            best, least = (tile, sharers), cost
-    return best
+
+    def cost(tile: int) -> float:
+        rounds = -(-(-(-rows // tile) * tiles_a_row * sharers) // N_THREADS)
+        return rounds * (n_in / sharers * (17 * tile + 20) + 2000)
+
+    return min((tile for tile in _TILES if tile <= widest), key=cost), sharers
 
 
 def _weights(student: Student, variant: Variant) -> Iterator[Floats]:

@@ -194,6 +194,7 @@ struct State {
     const T* weights;
     const int32_t* species;
     int n_atoms, group, items;  // items of shared memory that products and messages take in turn
+    bool near_shared;
     int rank, n_rows, n_pairs, copy_pairs;  // of the group at hand
 
     DEVICE_METHOD Seat seat() const { return {rank, a.x_items, a.w_items}; }
@@ -400,8 +401,14 @@ DEVICE void product_pass(const Seat& seat, const Shape& p, const T* weights, con
 }
 
 // out = in weights [+ bias], for the columns of this block; `wait`: what other blocks wrote goes in.
-DEVICE_CALL void product(const Seat seat, const Shape p, const T* packed, const Input in,
-                         const Output to, bool wait) {
+DEVICE_CALL void product_call(int rank, int x_items, int w_items, int n_rows, int n_in, int sections,
+                              int slice, int tile, int parts, const T* packed, const T* in_a,
+                              const T* in_b, int a_row, int b_row, int split, T* out, const T* bias,
+                              T* slope, const T* scale, bool add, bool wait) {
+    const Seat seat{rank, x_items, w_items};
+    const Shape p{n_rows, n_in, sections, slice, {tile, parts}};
+    const Input in{in_a, in_b, a_row, b_row, split};
+    const Output to{out, bias, slope, scale, add};
     BLOCK_MEMORY;
     T* x = reinterpret_cast<T*>(memory);
     const int columns = p.sections * p.slice, stride = p.n_in + 4;
@@ -439,11 +446,21 @@ DEVICE_CALL void product(const Seat seat, const Shape p, const T* packed, const 
     }
 }
 
+// The same; one by one, arguments stay in registers, where structures would be put on the stack of
+// every thread.
+DEVICE void product(const Seat& seat, const Shape& p, const T* packed, const Input& in,
+                    const Output& to, bool wait) {
+    product_call(seat.rank, seat.x_items, seat.w_items, p.n_rows, p.n_in, p.sections, p.slice,
+                 p.plan.tile, p.plan.parts, packed, in.a, in.b, in.a_row, in.b_row, in.split, to.out,
+                 to.bias, to.slope, to.scale, to.add, wait);
+}
+
 // ------------------------------------------------------------------------------- the table of pairs
 
 // Positions to pairs: distances, radial functions, the prior. Every block for itself.
 template <class P>
-DEVICE_CALL void tabulate(const State st, const P* positions, int first_copy, int copies) {
+DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy, int copies) {
+    const State st = state;
     const Arguments& a = st.a;
     const double* c = a.constants;
     const int n = a.n_atoms;
@@ -574,6 +591,16 @@ DEVICE Slice staged(const State& st, const Slice& from, int sections, T*& to) {
     return there;
 }
 
+// The same of a table of the pairs, unless it is in shared memory already or finds no room.
+DEVICE const T* staged_table(const State& st, const T* table, int row, T*& to, const T* end) {
+    const int items = st.n_pairs * row;
+    if (st.near_shared || items > end - to) return table;
+    for (int k = thread_index() * 4; k < items; k += n_threads() * 4) store(to + k, load(table + k));
+    const T* there = to;
+    to += items;
+    return there;
+}
+
 // A filter's weights of one feature, in registers.
 DEVICE void take_filter(const T* filter, int section, int feature, T (&w)[BASIS]) {
 #pragma unroll
@@ -582,22 +609,26 @@ DEVICE void take_filter(const T* filter, int section, int feature, T (&w)[BASIS]
 
 // What the atoms receive: into s, and from v (of layers after the first) to v_mid.
 template <bool FIRST>
-DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const T* v_l) {
+DEVICE_CALL void receive(const State& state, const T* filter, const T* phi_l, const T* v_l) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     const int n = st.n_atoms;
+    const T* const end = room + st.items;
+    const T* const bases = staged_table(st, st.near.basis, BASIS_ROW, room, end);
+    const T* const units = staged_table(st, st.near.unit, 4, room, end);
     Slice phi, v{nullptr, 0, 0};
     if (FIRST) {
         phi = {st.weights + SPECIES + FALL + st.rank * F, SPECIES_ROW, FALL};
     } else {
         phi = slice_of(st, phi_l, 3);
         v = slice_of(st, v_l, 3);
-        if (6 * st.n_rows * F <= st.items) {
+        if (6 * st.n_rows * F <= end - room) {
             phi = staged(st, phi, 3, room);
             v = staged(st, v, 3, room);
-            sync_block();
         }
     }
+    sync_block();
     for (int u = thread_index(); u < SETS * F; u += n_threads()) {
         const int set = u / F, f = u - set * F, feature = st.rank * F + f;
         T w_s[BASIS], w_v[BASIS], w_r[BASIS];
@@ -623,7 +654,7 @@ DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const 
                     vz = v_j[2 * v.section];
                 }
                 T by_s = T(0), by_v = T(0), by_r = T(0);
-                const T* basis = st.near.basis + p * BASIS_ROW;
+                const T* basis = bases + p * BASIS_ROW;
 #pragma unroll
                 for (int q = 0; q < BASIS_ROW; q += 4) {
                     const Quad b = load(basis + q);
@@ -635,7 +666,7 @@ DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const 
                             by_r += w_r[q + c] * b.v[c];
                         }
                 }
-                const Quad unit = load(st.near.unit + p * 4);
+                const Quad unit = load(units + p * 4);
                 const T along_r = phi_r * (i < j ? by_r : -by_r);
                 s += phi_s * by_s;
                 x += along_r * unit.v[0];
@@ -666,17 +697,21 @@ DEVICE_CALL void receive(const State st, const T* filter, const T* phi_l, const 
 }
 
 // Back to what was sent: from gs and gv to g_phi, and to gv_next, which includes gv.
-DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, const T* v_l, const T* gv_l,
+DEVICE_CALL void send_back(const State& state, const T* filter, const T* phi_l, const T* v_l, const T* gv_l,
                       T* gv_next) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     const int n = st.n_atoms;
+    const T* const end = room + st.items;
+    const T* const bases = staged_table(st, st.near.basis, BASIS_ROW, room, end);
+    const T* const units = staged_table(st, st.near.unit, 4, room, end);
     Slice gs = slice_of(st, st.at(G_SCALARS), 1), gv = slice_of(st, gv_l, 3);
-    if (4 * st.n_rows * F <= st.items) {
+    if (4 * st.n_rows * F <= end - room) {
         gs = staged(st, gs, 1, room);
         gv = staged(st, gv, 3, room);
-        sync_block();
     }
+    sync_block();
     for (int u = thread_index(); u < SETS * F; u += n_threads()) {
         const int set = u / F, f = u - set * F, feature = st.rank * F + f;
         T w_s[BASIS], w_v[BASIS], w_r[BASIS];
@@ -699,7 +734,7 @@ DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, cons
                 const T* gv_i = gv.at + (first_row + i) * gv.row + f;
                 const T a = gv_i[0], b = gv_i[gv.section], c = gv_i[2 * gv.section];
                 T by_s = T(0), by_v = T(0), by_r = T(0);
-                const T* basis = st.near.basis + p * BASIS_ROW;
+                const T* basis = bases + p * BASIS_ROW;
 #pragma unroll
                 for (int q = 0; q < BASIS_ROW; q += 4) {
                     const Quad e = load(basis + q);
@@ -711,7 +746,7 @@ DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, cons
                             by_r += w_r[q + m] * e.v[m];
                         }
                 }
-                const Quad unit = load(st.near.unit + p * 4);
+                const Quad unit = load(units + p * 4);
                 const T along = a * unit.v[0] + b * unit.v[1] + c * unit.v[2];
                 g_s += gs_i * by_s;
                 g_v += (a * vx + b * vy + c * vz) * by_v;
@@ -734,11 +769,13 @@ DEVICE_CALL void send_back(const State st, const T* filter, const T* phi_l, cons
 // Back to distances and directions of the pairs, both directions of a pair together: what this
 // block's features bring, summed in the order of the features.
 template <bool FIRST>
-DEVICE_CALL void pull(const State st, const T* filter, const T* phi_l, const T* v_l, const T* gv_l, bool add) {
+DEVICE_CALL void pull(const State& state, const T* filter, const T* phi_l, const T* v_l, const T* gv_l, bool add) {
+    const State st = state;
     BLOCK_MEMORY;
     T* room = reinterpret_cast<T*>(memory);
     constexpr int LINE = F + 1;  // odd: those who sum find no bank twice
-    const int n = st.n_atoms, items = st.items;
+    const int n = st.n_atoms;
+    const T* const end = room + st.items;
     Slice phi, v{nullptr, 0, 0}, gs = slice_of(st, st.at(G_SCALARS), 1), gv = slice_of(st, gv_l, 3);
     if (FIRST) {
         phi = {st.weights + SPECIES + FALL + st.rank * F, SPECIES_ROW, FALL};
@@ -746,17 +783,20 @@ DEVICE_CALL void pull(const State st, const T* filter, const T* phi_l, const T* 
         phi = slice_of(st, phi_l, 3);
         v = slice_of(st, v_l, 3);
     }
-    const int least = SETS * 4 * PULLS * LINE;  // a few pairs for every set
-    if ((FIRST ? 4 : 10) * st.n_rows * F + least <= items) {
+    const int least = (SETS < 8 ? 16 : 2 * SETS) * PULLS * LINE;  // some pairs for every set
+    const T* const spare = end - (least < st.items / 2 ? least : st.items / 2);
+    const T* const bases = staged_table(st, st.near.basis, BASIS_ROW, room, spare);
+    const T* const slopes = staged_table(st, st.near.slope, BASIS_ROW, room, spare);
+    if ((FIRST ? 4 : 10) * st.n_rows * F <= spare - room) {
         gs = staged(st, gs, 1, room);
         gv = staged(st, gv, 3, room);
         if (!FIRST) {
             phi = staged(st, phi, 3, room);
             v = staged(st, v, 3, room);
         }
-        sync_block();
     }
-    int batch = (items - int(room - reinterpret_cast<T*>(memory))) / (PULLS * LINE);
+    sync_block();
+    int batch = over(int(end - room), PULLS * LINE);
     if (batch > st.n_pairs) batch = st.n_pairs;
     double* pulls = st.pulls + int64_t(st.rank) * st.group * st.copy_pairs * PULLS;
     for (int first = 0; first < st.n_pairs; first += batch) {
@@ -796,8 +836,8 @@ DEVICE_CALL void pull(const State st, const T* filter, const T* phi_l, const T* 
                         c_v = ij * phi_j[phi.section] + ji * phi_i[phi.section];
                     }
                     T by_r = T(0), slope_s = T(0), slope_v = T(0), slope_r = T(0);
-                    const T* basis = st.near.basis + p * BASIS_ROW;
-                    const T* slope = st.near.slope + p * BASIS_ROW;
+                    const T* basis = bases + p * BASIS_ROW;
+                    const T* slope = slopes + p * BASIS_ROW;
 #pragma unroll
                     for (int q = 0; q < BASIS_ROW; q += 4) {
                         const Quad b = load(basis + q), d = load(slope + q);
@@ -868,7 +908,8 @@ DEVICE Quad smooth_norm(const Quad& x, const Quad& y, const Quad& z, T squared) 
 
 DEVICE T quotient(T a, T b) { return b > T(0) ? a / b : T(0); }
 
-DEVICE_CALL void update(const State st, int l, const T* w) {
+DEVICE_CALL void update(const State& state, int l, const T* w) {
+    const State st = state;
     const int N = st.n_rows;
     T *mixed = st.at(MIXED, l), *norm = st.at(NORM, l), *inner = st.at(INNER, l);
     T *gate = st.at(GATE, l), *slope = st.at(GATE_SLOPE, l), *v = st.at(VECTORS, l);
@@ -907,7 +948,8 @@ DEVICE_CALL void update(const State st, int l, const T* w) {
 }
 
 // Gradients before the update of layer l from those after it; gs and gv in place.
-DEVICE_CALL void update_back(const State st, int l, const T* w, T* gv) {
+DEVICE_CALL void update_back(const State& state, int l, const T* w, T* gv) {
+    const State st = state;
     const int N = st.n_rows;
     const T *mixed = st.at(MIXED, l), *norm = st.at(NORM, l), *inner = st.at(INNER, l);
     const T *gate = st.at(GATE, l), *slope = st.at(GATE_SLOPE, l);
@@ -961,7 +1003,8 @@ DEVICE_CALL void update_back(const State st, int l, const T* w, T* gv) {
 }
 
 // Energies of the atoms, by rank and part, and the gradients of s and of the last vectors.
-DEVICE_CALL void read_out(const State st, const T* v, T* gv) {
+DEVICE_CALL void read_out(const State& state, const T* v, T* gv) {
+    const State st = state;
     const T* w = st.a.weights;
     const int N = st.n_rows;
     const T squared = T(st.a.constants[EPSILON] * st.a.constants[EPSILON]);
@@ -1004,7 +1047,8 @@ DEVICE_CALL void read_out(const State st, const T* v, T* gv) {
 
 // Everything that the ranks brought, by the first of them.
 template <class P>
-DEVICE_CALL void collect(const State st, P* forces, int first_copy, int copies) {
+DEVICE_CALL void collect(const State& state, P* forces, int first_copy, int copies) {
+    const State st = state;
     const Arguments& a = st.a;
     const double* c = a.constants;
     const int n = a.n_atoms;
@@ -1152,6 +1196,7 @@ static void student_molecules(const Arguments& a)
     st.n_atoms = a.n_atoms;
     st.group = a.group;
     st.items = a.x_items + 2 * a.w_items;
+    st.near_shared = a.near_shared != 0;
     char* at = a.workspace + block_index() / CLUSTER * a.team_bytes;
     st.arrays = (T*)taken(at, ARRAYS * st.unit * int64_t(sizeof(T)));
     st.hidden = (T*)taken(at, rows * HALL * int64_t(sizeof(T)));
