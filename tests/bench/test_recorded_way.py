@@ -144,7 +144,7 @@ def clock(monkeypatch):
     """
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
 
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, allow_fallback, progress):
         folder.mkdir()
         write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         clock.now += 1.0
@@ -174,7 +174,7 @@ def test_a_run_that_is_held_does_not_go_on(clock):
 
 
 def test_what_ends_the_run_comes_out_of_the_block(monkeypatch):
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, allow_fallback, progress):
         folder.mkdir()
         write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         progress(10, spec.n_steps)
