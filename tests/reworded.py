@@ -1,4 +1,4 @@
-"""Imports the package with every text in it that people read replaced by its hash.
+"""Imports the package with every text in it that people read replaced by a hash.
 
 A text is a string, or a piece of an f-string, of two words or more that is no docstring, no
 argument of a regular expression, no name of a verdict and no signature of a PyTorch operator.
@@ -24,19 +24,26 @@ replaced: set[str] = set()
 """Every text that was replaced."""
 
 
-def said_otherwise(text: str) -> str:
-    """The hash of a text, with the space kept that it begins or ends with."""
+def said_otherwise(text: str, place: str) -> str:
+    """The hash of a text at its place, with the space kept that it begins or ends with.
+
+    The place counts: two places that happen to say the same must not go on to do so.
+    """
     if text in _NAMES or "Tensor" in text or not _TWO_WORDS.search(text):
         return text
     replaced.add(text)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{place} {text}".encode()).hexdigest()[:12]
     return " " * text.startswith(" ") + f"<{digest}>" + " " * text.endswith(" ")
 
 
 class _Rewording(ast.NodeTransformer):
+    def __init__(self, path: str) -> None:
+        self.path = path
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, str):
-            return ast.copy_location(ast.Constant(said_otherwise(node.value)), node)
+            place = f"{self.path}:{node.lineno}:{node.col_offset}"
+            return ast.copy_location(ast.Constant(said_otherwise(node.value, place)), node)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -60,7 +67,7 @@ class _Rewording(ast.NodeTransformer):
 class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        tree = _Rewording().visit(ast.parse(self.get_data(path)))
+        tree = _Rewording(path).visit(ast.parse(self.get_data(path)))
         return compile(ast.fix_missing_locations(tree), path, "exec")  # type: ignore[no-any-return]
 
 

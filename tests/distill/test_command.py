@@ -17,6 +17,7 @@ def invoke(*arguments):
     return CliRunner().invoke(distill, [str(a) for a in arguments], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_three_commands_make_a_student(teacher, tmp_path, monkeypatch):
     plan = SamplingPlan((300.0, 600.0), 1, 4, 4, 1, 2, 2, 600, stride=10, equilibration=20)
     monkeypatch.setattr("omm_mlff.distill.sample.plan_for", lambda name, scale=1.0: plan)
