@@ -231,7 +231,7 @@ class Evaluator:
         forces: NDArray[np.float64],
         interrupted: Callable[[], bool],
     ) -> None:
-        """The same, `n_copies` frames in one call; the last call is filled up with a repetition."""
+        """Evaluate `n_copies` frames in one call; the last call is filled up with a repetition."""
         if self._batch is None:
             tap = Tap(n_copies, self.system.n_atoms)
             try:
@@ -341,7 +341,7 @@ class Evaluator:
         return seconds
 
     def for_system(self, system: MolecularSystem) -> Evaluator:
-        """The same potential and platform on another molecular system.
+        """An evaluator of this potential, on this platform, of another molecular system.
 
         Raises
         ------

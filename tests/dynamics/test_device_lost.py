@@ -46,12 +46,12 @@ def test_what_was_recorded_is_kept_and_the_run_goes_on_bit_by_bit(tmp_path, monk
     with pytest.raises(ValidationFailure, match=r"device is lost.*kept: go on with --resume"):
         simulate(SPEC, Lost(), SYSTEM, folder, resume=True)
     record = RunRecord.open(folder)
-    assert record.status["state"] == "interrupted"
+    assert record.status.state == "interrupted"
     assert record.events == {}
     assert record.replica(0).n_frames == 100
     monkeypatch.setitem(device, "lost_at", 10**9)
     record = simulate(SPEC, Lost(), SYSTEM, folder, resume=True)
-    assert record.status["state"] == "complete"
+    assert record.status.state == "complete"
     for replica in range(2):
         np.testing.assert_array_equal(
             record.replica(replica).positions, whole.replica(replica).positions

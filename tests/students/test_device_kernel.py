@@ -380,6 +380,24 @@ def test_what_the_driver_refuses_is_told_in_one_line() -> None:
         fake_function(driver, 1).launch(1, 0, 0, layout.Arguments())
 
 
+@pytest.mark.parametrize("cluster", [1, 8, 16])
+def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
+    monkeypatch: pytest.MonkeyPatch, cluster: int
+) -> None:
+    driver = FakeDriver()
+    monkeypatch.setattr(device, "_bindings", lambda name: driver)
+    here = device.Device(0, 90, 132, 232_448, 233_472)
+    function = device.Function(here, b"cubin", cluster)
+    names = driver.real.CUfunction_attribute
+    set_to = {given[1]: given[2] for name, given in driver.calls if name == "cuFuncSetAttribute"}
+    assert function.most_bytes == 232_448
+    assert set_to[names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES] == 232_448
+    allowed = names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    assert set_to.get(allowed, 0) == (cluster > 8)
+    with pytest.raises(KernelError, match="no room for a block of 97 KB"):
+        function.teams_at_once(100_000)
+
+
 def test_one_copy_gets_the_largest_cluster_and_many_get_none() -> None:
     model = device.DeviceModel(load_student("original"))
     h100 = device.Device(0, 90, 132, 232_448, 233_472)
