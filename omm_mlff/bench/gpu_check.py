@@ -97,7 +97,17 @@ def parts(folder: Path, platform: str) -> list[Part]:
         Part(
             "tests",
             (
-                *("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "--durations=8"),
+                *(
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-m",
+                    "cuda",
+                    "-p",
+                    "no:cacheprovider",
+                    "--durations=8",
+                    "--tb=short",
+                ),
                 f"--junitxml={folder / 'tests' / _TESTS_FILE}",
                 *files_with_cuda_tests(),
             ),
@@ -209,7 +219,7 @@ def _result(path: Path) -> Any:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Whatever is left of a part and of what it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:

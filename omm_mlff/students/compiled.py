@@ -221,7 +221,7 @@ class _Work:
         kernel = self._kernel_or_none()
         if kernel is None:
             scripted = MoleculeEngine(self._model.student, self._species, self._n_copies)
-            with torch.enable_grad():  # TorchForce's module may have switched it off
+            with torch.enable_grad():  # the module that calls may have switched it off
                 energies, forces = scripted(x)
             if out is not None:
                 out[0].copy_(energies)
@@ -275,7 +275,8 @@ class _Work:
         with self._lock:
             if self._host is None:
                 kernel = self._model.host
-                _verify(self._model, kernel, tuple(self._species.tolist()), self._periodic)
+                with torch.enable_grad():  # the module that calls may have switched it off
+                    _verify(self._model, kernel, tuple(self._species.tolist()), self._periodic)
                 self._host = kernel
 
     def _kernel_or_none(self) -> KernelModel | None:
@@ -301,7 +302,8 @@ class _Work:
                     )
                 try:
                     launch = self._model.device.prepare(index, self._species, self._n_copies)
-                    _verify_on_device(self._model, launch, self._species, index)
+                    with torch.enable_grad():  # as on the host
+                        _verify_on_device(self._model, launch, self._species, index)
                     compute: Callable[[Tensor], tuple[Tensor, Tensor]] = launch
                 except KernelError as error:
                     _say_scripted_on_device(str(error))

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +302,25 @@ def test_with_a_device_at_hand_the_engine_scripts_and_computes_on_the_host(
     energies, forces = torch.jit.script(fast.eval())(x)
     torch.testing.assert_close(energies, wanted_energies, rtol=0.0, atol=0.0)
     torch.testing.assert_close(forces, wanted_forces, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("compiler", ["c++", "no-such-compiler"])
+def test_a_first_call_on_the_host_comes_from_a_module_that_has_switched_gradients_off(
+    compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a device's kernel serves, the host's is built, compared or given up in that call."""
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(compiled, "_models", OrderedDict())
+    monkeypatch.setattr(compiled, "_known", {})
+    monkeypatch.setattr(compiled, "_verified", set())
+    build.library.cache_clear()
+    student = random_student(SHAPES[0])
+    x = scattered(len(SPECIES), 2)
+    wanted_energies, wanted_forces = MoleculeEngine(student, SPECIES, 2)(x)
+    work = compiled._work(student, SPECIES, 2, periodic=False)
+    with torch.no_grad():
+        energies, forces = compiled.evaluate_molecules(work.handle, x)
+    build.library.cache_clear()
+    assert bool(work.host_refused) == (compiler == "no-such-compiler")
+    torch.testing.assert_close(energies, wanted_energies, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(forces, wanted_forces, rtol=1e-9, atol=1e-9)
