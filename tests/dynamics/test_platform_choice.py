@@ -138,8 +138,8 @@ def test_a_device_that_does_not_compute_is_passed_over_by_auto_and_refused_by_na
     monkeypatch.setattr(platforms, "spring_context", spring)
     spec = dataclasses.replace(SPEC, platform="auto")
     record = simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
-    assert record.provenance["platform"] in ("CPU", "Reference")
-    (notice,) = record.provenance["notices"]
+    assert record.provenance.platform in ("CPU", "Reference")
+    (notice,) = record.provenance.notices
     assert notice.startswith("CUDA is passed over: ")
     assert cause in notice
     with pytest.raises(PlatformError, match=cause):
@@ -149,7 +149,7 @@ def test_a_device_that_does_not_compute_is_passed_over_by_auto_and_refused_by_na
     # What was known of the first part is known of the whole.
     longer = dataclasses.replace(spec, length_ps=0.04)
     again = simulate(longer, SpringPotential(), SYSTEM, tmp_path / "run", resume=True)
-    assert again.provenance["notices"] == [notice]
+    assert again.provenance.notices == (notice,)
 
 
 def test_a_step_is_timed_with_the_potential_itself():
