@@ -85,7 +85,7 @@ _QUEUE = 2
 """Steps of a student that wait on its stream: enough to keep it busy, few enough to keep time."""
 
 _AHEAD = 12
-"""The same for the others while one of them is looked at."""
+"""Of the others while one of them is looked at."""
 
 
 @dataclass(frozen=True)

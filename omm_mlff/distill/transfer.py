@@ -198,7 +198,7 @@ def transfer_table(errors: dict[str, list[TransferError]]) -> str:
 
 
 def as_json(errors: dict[str, list[TransferError]]) -> dict[str, Any]:
-    """The same as plain data."""
+    """The errors as plain data, by name."""
     return {name: [vars(row) for row in rows] for name, rows in errors.items()}
 
 

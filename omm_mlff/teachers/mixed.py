@@ -140,7 +140,7 @@ class MixedTeacher:
         return MixedLabels(energies, forces, atomic)
 
     def evaluate(self, species: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in tensors on the device: shares of atoms (n_frames, n_max), eV, and forces."""
+        """Labels in tensors on the device: shares of atoms (n_frames, n_max), eV, and forces."""
         x = positions.detach().requires_grad_(True)
         share = self._atomic(self._index[species], x)
         (gradient,) = torch.autograd.grad(share.sum(), x)

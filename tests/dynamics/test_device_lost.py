@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from omm_mlff import validate
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import PlatformError, ValidationFailure
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import read_json, write_json
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import RunSpec
 
@@ -87,7 +87,7 @@ def test_a_validation_begun_on_a_device_goes_on_elsewhere_only_if_asked(tmp_path
     go(platform="auto")
     (status,) = tmp_path.glob("out/runs/*/status.json")
     path = status.parent / rundir.PROVENANCE_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "platform": "CUDA"}))
+    write_json(path, {**read_json(path), "platform": "CUDA"})
     with pytest.raises(PlatformError, match=r"begun on CUDA.*--platform CPU"):
         go(platform="auto", resume=True)
     assert go(platform="Reference", resume=True).exit_code in (0, 1, 3)

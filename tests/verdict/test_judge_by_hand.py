@@ -204,7 +204,8 @@ def test_one_policy_that_is_named_twice_is_judged_once_and_two_of_one_name_are_r
 
 def test_the_p_values_of_a_family_are_adjusted_together_and_those_of_info_are_not() -> None:
     """A drift of 0.15 +- 0.01 meV/atom/ps lies 5 standard errors beyond the reject bound of 0.1."""
-    where = Where(system="water", run="water-nve-300K-0.5fs-2ps-x8", temperature_K=300.0)
+    run = "water-nve-300K-0.5fs-2ps-x8"
+    where = Where(system="water", run=run, temperature_K=300.0, length_ps=2.0)
     result = judged(replaced(sound(), sampled("nve.drift", 0.15, 0.01, where)))
     rows = {
         row.severity: row
