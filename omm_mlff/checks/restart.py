@@ -151,7 +151,7 @@ def _warm_up(context: openmm.Context, evidence: Evidence) -> None:
     """Let a Context forget its first evaluations."""
     import openmm
 
-    from omm_mlff.dynamics.evaluator import DISCARDED_CALLS
+    from omm_mlff.dynamics.contexts import DISCARDED_CALLS
 
     context.setPositions(evidence.system.positions)
     # What is wrong shows again when it is run.

@@ -39,7 +39,8 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from omm_mlff.dynamics.evaluator import DISCARDED_CALLS, Evaluator, make_context
+from omm_mlff.dynamics.contexts import DISCARDED_CALLS, make_context
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import draw_velocities, thermal_velocities
 from omm_mlff.dynamics.recording import Recorder, StatusLog, topology_json
 from omm_mlff.dynamics.stability_watch import Watch

@@ -124,6 +124,7 @@ def make_force(
 
 def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:
     if isinstance(engine, CompiledMoleculeEngine):
+        tap.takes_parts = True
         return _TappedMolecules(engine, tap.handle)
     return _Tapped(engine, tap.handle)
 

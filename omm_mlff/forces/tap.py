@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omm_mlff.students.compiled import evaluate_molecules
+from omm_mlff.students.compiled import energies_of_molecules, evaluate_molecules
 
 
 class Ring:
@@ -83,6 +84,20 @@ class Ring:
         return self._rows[k] if k < self.n_frames else None
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of an evaluation that is wanted.
+
+    Attributes
+    ----------
+    n_replicas : the first so many; the others have zero
+    forces : else energies alone, and zero for the forces
+    """
+
+    n_replicas: int
+    forces: bool
+
+
 class Tap:
     """Receives energies, forces and positions from inside the Force, once per evaluation.
 
@@ -98,6 +113,8 @@ class Tap:
     alive : shape (n_replicas,), bool
     raised : by replica, what the potential's own code raised for it at the last evaluation
     ring : where evaluations on the host are kept as well, while one is given
+    takes_parts : whether what computes on the host heeds `part`
+    part : what is wanted of an evaluation; None for all of it, as in dynamics
     """
 
     def __init__(self, n_replicas: int, n_atoms: int) -> None:
@@ -110,6 +127,8 @@ class Tap:
         self.alive = torch.ones(n_replicas, dtype=torch.bool)
         self.raised: dict[int, str] = {}
         self.ring: Ring | None = None
+        self.takes_parts = False
+        self.part: Part | None = None
         self._on_device: Tensor | None = None
         self._on_host = 0
         self.handle = next(_handles)
@@ -140,6 +159,16 @@ class Tap:
         alive_atoms = self.alive.repeat_interleave(self.n_atoms).unsqueeze(1)
         masked_forces = torch.where(alive_atoms, forces, torch.zeros_like(forces))
         return masked_energies, masked_forces.contiguous()
+
+    def receive_part(
+        self, energies: Tensor, forces: Tensor | None, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same for the first replicas alone, on the host; zero for what is not given."""
+        all_energies, all_forces = torch.zeros_like(self.energies), torch.zeros_like(positions)
+        all_energies[: len(energies)] = energies
+        if forces is not None:
+            all_forces[: len(forces)] = forces
+        return self.receive(all_energies, all_forces, positions)
 
     @property
     def n_calls(self) -> int:
@@ -207,6 +236,13 @@ def _register_tap_op() -> Any:
 
     def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         tap, x = _taps[handle], positions.detach()
+        if tap.part is not None:
+            some = x[: tap.part.n_replicas * tap.n_atoms]
+            if tap.part.forces:
+                energies, forces = tap.receive_part(*evaluate_molecules(student, some), x)
+            else:
+                energies, forces = tap.receive_part(energies_of_molecules(student, some), None, x)
+            return energies.sum(), forces
         place = None if tap.ring is None else tap.ring.place(x)
         if place is not None:
             tap.count()

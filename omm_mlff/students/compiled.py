@@ -58,7 +58,7 @@ class CompiledMoleculeEngine(nn.Module):
     def __init__(self, scripted: MoleculeEngine) -> None:
         super().__init__()
         species = scripted.species[: len(scripted.species) // scripted.n_copies]
-        work = _work(scripted.student, species, scripted.n_copies, periodic=False)
+        work = _work(scripted.student, species, periodic=False)
         # Scripting what is never called takes ten times as long as all the rest.
         self.scripted = scripted if torch.cuda.is_available() else None
         self.handle = work.handle
@@ -87,7 +87,7 @@ class CompiledBoxEngine(nn.Module):
 
     def __init__(self, scripted: BoxEngine) -> None:
         super().__init__()
-        work = _work(scripted.student, scripted.species, 1, periodic=scripted.periodic)
+        work = _work(scripted.student, scripted.species, periodic=scripted.periodic)
         self.scripted = scripted
         self.handle = work.handle
 
@@ -125,10 +125,16 @@ def evaluate_molecules(
     Parameters
     ----------
     handle : the engine's
-    positions : on the host
+    positions : on the host; of all its copies, or of fewer
     out : where float64 energies and forces go, for float64 positions; new memory by default
     """
     return _works[handle].molecules(positions, out)
+
+
+def energies_of_molecules(handle: int, positions: Tensor) -> Tensor:
+    """The energies alone, which cost a third; see `evaluate_molecules`."""
+    energies, _ = _works[handle].molecules(positions, None, with_forces=False)
+    return energies
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +144,15 @@ class _Work:
     handle: int
     model: KernelModel
     species_index: NDArray[np.int32]
-    n_copies: int
     reference_kjmol: float
 
     def molecules(
-        self, positions: Tensor, out: tuple[Tensor, Tensor] | None
+        self, positions: Tensor, out: tuple[Tensor, Tensor] | None, *, with_forces: bool = True
     ) -> tuple[Tensor, Tensor]:
         x = positions.to(torch.float64).contiguous()
+        n_copies = len(x) // len(self.species_index)
         energies, forces = self.model.molecules(
-            self.species_index, x, self.n_copies, kernel_threads(), out
+            self.species_index, x, n_copies, kernel_threads(), out, with_forces=with_forces
         )
         energies += self.reference_kjmol
         return energies, forces.to(positions.dtype)
@@ -169,9 +175,9 @@ _handles = itertools.count()
 _models: OrderedDict[str, KernelModel] = OrderedDict()
 
 
-def _work(student: Student, species: Tensor, n_copies: int, *, periodic: bool) -> _Work:
+def _work(student: Student, species: Tensor, *, periodic: bool) -> _Work:
     digest, model = _model(student)
-    key = (digest, species.numpy().tobytes(), n_copies, periodic)
+    key = (digest, species.numpy().tobytes(), periodic)
     found = _known.get(key)
     if found is not None:
         return found
@@ -179,7 +185,7 @@ def _work(student: Student, species: Tensor, n_copies: int, *, periodic: bool) -
     _verify(student, model, digest, tuple(species.tolist()), periodic)
     index = student.species_index[species].numpy().astype(np.int32)
     reference = float(student.reference_energy(species).sum()) * KJMOL_PER_EV
-    work = _Work(next(_handles), model, index, n_copies, reference)
+    work = _Work(next(_handles), model, index, reference)
     _works[work.handle] = _known[key] = work
     return work
 
