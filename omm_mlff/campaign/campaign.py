@@ -23,6 +23,7 @@ import numpy as np
 
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.contexts import Contexts
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.dynamics.simulate import simulate
@@ -139,11 +140,12 @@ def execute(campaign: Campaign, progress: Progress | None = None) -> Measurement
     Runs that a former attempt completed are taken as they are; one that was interrupted goes on.
     """
     say = progress or _silent
-    for run in campaign.runs:
-        _simulate(campaign, run, say)
     measurements: list[Measurement] = []
-    for spec in campaign.systems:
-        measurements += _measure(campaign, spec, all_checks(), say)
+    with Contexts() as contexts:
+        for run in campaign.runs:
+            _simulate(campaign, run, say, contexts)
+        for spec in campaign.systems:
+            measurements += _measure(campaign, spec, all_checks(), say, contexts)
     return _written(campaign, measurements)
 
 
@@ -170,12 +172,11 @@ def extend(
         for run, record in records.items()
         if record.spec.name in wanted and run.purpose != "production"
     }
-    touched = {}
-    for run, record in records.items():
-        if record.spec.name in wanted or (run.system, run.purpose) in ladders:
-            factor = round(record.spec.length_ps / run.length_ps) * 2
-            _simulate(campaign, run, say, factor)
-            touched[run.system] = campaign.systems[run.system].name
+    touched = {
+        run.system: campaign.systems[run.system].name
+        for run, record in records.items()
+        if record.spec.name in wanted or (run.system, run.purpose) in ladders
+    }
     checks = [check for check in all_checks() if "runs" in check.needs]
     renewed = {row.name for check in checks for row in check.declares}
     kept = [
@@ -183,8 +184,13 @@ def extend(
         for row in measured.measurements
         if not (row.name in renewed and row.where.system in touched.values())
     ]
-    for spec in touched:
-        kept += _measure(campaign, spec, checks, say)
+    with Contexts() as contexts:
+        for run, record in records.items():
+            if record.spec.name in wanted or (run.system, run.purpose) in ladders:
+                factor = round(record.spec.length_ps / run.length_ps) * 2
+                _simulate(campaign, run, say, contexts, factor)
+        for spec in touched:
+            kept += _measure(campaign, spec, checks, say, contexts)
     return _written(campaign, kept)
 
 
@@ -226,7 +232,9 @@ def explain(
     return tuple(explained)
 
 
-def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 1) -> None:
+def _simulate(
+    campaign: Campaign, run: PlannedRun, say: Progress, contexts: Contexts, factor: int = 1
+) -> None:
     folder = campaign.run_folder(run)
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
@@ -244,11 +252,12 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
         folder,
         resume=True,
         progress=lambda done, total: say(label, done, total),
+        contexts=contexts,
     )
 
 
 def _measure(
-    campaign: Campaign, spec: str, checks: Sequence[Check], say: Progress
+    campaign: Campaign, spec: str, checks: Sequence[Check], say: Progress, contexts: Contexts
 ) -> list[Measurement]:
     system = campaign.systems[spec]
     potential = campaign.potential
@@ -259,7 +268,7 @@ def _measure(
     measurements: list[Measurement] = []
     with (
         threads_for(system.n_atoms),
-        Evaluator(potential, system, campaign.platform) as evaluator,
+        Evaluator(potential, system, campaign.platform, contexts=contexts) as evaluator,
     ):
         evidence = Evidence(
             system=system,

@@ -88,7 +88,7 @@ class Evaluator:
         self._alone: Held | None = None
         self._together: Held | None = None
         try:
-            self._one()  # what cannot be made shows at once
+            self.one()  # what cannot be made shows at once
         except BaseException:
             self.close()
             raise
@@ -96,17 +96,17 @@ class Evaluator:
     @property
     def context(self) -> openmm.Context:
         """Of one copy, as others who were given the same `contexts` use it too."""
-        return self._one().context
+        return self.one().context
 
     @property
     def tap(self) -> Tap | None:
         """Of one copy; None where the potential has none."""
-        return self._one().tap
+        return self.one().tap
 
     @property
     def built(self) -> str:
         """The engine in its Context, where the potential says so."""
-        return self._one().built
+        return self.one().built
 
     def another(self) -> Held:
         """A second Context of one copy, which no evaluation of this evaluator goes through."""
@@ -172,7 +172,7 @@ class Evaluator:
                 )
                 left = left[n:]
             if len(left) and not interrupted():
-                held = self._one()
+                held = self.one()
                 held.ready()
                 if box_vectors is not None:
                     held.context.setPeriodicBoxVectors(*box_vectors)
@@ -221,7 +221,8 @@ class Evaluator:
             n_copies,
         )
 
-    def _one(self) -> Held:
+    def one(self) -> Held:
+        """The Context of one copy, as it was left; others who share it use it too."""
         if self._alone is None:
             self._alone = self.contexts.get(self._wanted(1))
         return self._alone
@@ -308,7 +309,7 @@ class Evaluator:
     ) -> None:
         """Frames one by one, to see which of them an error was for."""
         indices = chosen.tolist()
-        held = self._one()
+        held = self.one()
         held.ready()
         for i in indices:
             energies[i], forces[i] = self._evaluate_one(held, i, positions[i])
@@ -325,7 +326,7 @@ class Evaluator:
         potential raises on the way.
         """
         seconds = np.full(n_blocks, np.nan)
-        held = self._one()
+        held = self.one()
         held.ready()
         held.context.setPositions(self.system.positions)
         held.context.setVelocities(np.zeros((self.system.n_atoms, 3)))
@@ -372,7 +373,7 @@ class Evaluator:
             if n_copies > 1:
                 other._copies(n_copies)
             else:
-                other._one()
+                other.one()
             return other
         try:
             other._alone = self.contexts.new(other._wanted(1))

@@ -12,6 +12,7 @@ from typing import Any
 
 import openmm
 
+from omm_mlff.dynamics.contexts import Contexts
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
 from omm_mlff.dynamics.provenance import run_provenance
@@ -39,6 +40,7 @@ def simulate(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    contexts: Contexts | None = None,
 ) -> RunRecord:
     """Run what a spec asks for and record it.
 
@@ -47,6 +49,7 @@ def simulate(
     folder : of the run; new, unless `resume`
     resume : go on with what is there; a longer `length_ps` than before extends the run
     progress : called now and then
+    contexts : where the minimiser's Context is taken from, and left for others
 
     Returns
     -------
@@ -75,7 +78,7 @@ def simulate(
         raise UnsupportedSystemError(f"{potential.card.name} cannot serve {system.name}: {reason}")
     batch_size = min(spec.n_replicas, potential.max_replicas(system))
     with threads_for(batch_size * system.n_atoms):
-        _record(spec, potential, system, folder, batch_size, resume, progress)
+        _record(spec, potential, system, folder, batch_size, resume, progress, contexts)
     return RunRecord.open(folder)
 
 
@@ -87,18 +90,22 @@ def _record(
     batch_size: int,
     resume: bool,
     progress: Progress | None,
+    contexts: Contexts | None,
 ) -> None:
     platform_name = choose_platform(spec.platform, batch_size * system.n_atoms)
-    with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
+    with Evaluator(
+        potential, system, platform_name, spec.precision, contexts=contexts
+    ) as evaluator:
         rest = minimized(evaluator)
         force = _force_in(evaluator.context.getSystem())
+        built = evaluator.built
     n_dof = degrees_of_freedom(system, spec.ensemble)
     provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
     provenance["integrator"] = _integrator_provenance(spec)
     provenance["force"] = force
     # The kernel of a compiled engine is for the host; on a device its scripted one computes.
     on_host = platform_name in ("Reference", "CPU")
-    provenance["engine"] = getattr(potential, "built", "") if on_host else "scripted"
+    provenance["engine"] = built if on_host else "scripted"
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
