@@ -364,9 +364,8 @@ class Evaluator:
         UnsupportedSystemError : the potential cannot serve it
         AnalysisError : it is the same system, of which a second Context could not be made
         """
-        other = copy.copy(self)
-        other.system, other.raised = system, {}
-        other._owns_contexts, other._alone, other._together = False, None, None
+        other = self._copy()
+        other.system = system
         if system is not self.system:
             # What cannot be made shows at once.
             n_copies = other._n_copies()
@@ -379,6 +378,22 @@ class Evaluator:
             other._alone = self.contexts.new(other._wanted(1))
         except UnsupportedSystemError as error:
             raise AnalysisError(f"a second Context could not be made: {error}") from error
+        return other
+
+    def varied(self, potential: Potential, precision: Precision) -> Evaluator:
+        """The same system and platform under another potential, or in another precision.
+
+        What cannot be made shows when it is asked for.
+        """
+        other = self._copy()
+        other.potential, other.precision = potential, precision
+        return other
+
+    def _copy(self) -> Evaluator:
+        """One that takes its Contexts from where this one does."""
+        other = copy.copy(self)
+        other.raised = {}
+        other._owns_contexts, other._alone, other._together = False, None, None
         return other
 
     def close(self) -> None:
