@@ -31,6 +31,9 @@ BATCH_ATOMS = 128
 """Copies of a molecule that are evaluated together have about this many atoms: beyond, a batch
 leaves the processor's cache and gains nothing."""
 
+PARTS_ATOMS = 512
+"""The same for an engine that takes parts: it divides them by itself."""
+
 DEVICE_BATCH_ATOMS = 4096
 """The same on a device, which is not busy with fewer; a large student needs 2 GiB for as many."""
 
@@ -87,8 +90,10 @@ class Evaluator:
         self._owns_contexts = contexts is None
         self._alone: Held | None = None
         self._together: Held | None = None
+        self._takes_parts = False
         try:
-            self.one()  # what cannot be made shows at once
+            # What cannot be made shows at once.
+            self._takes_parts = self.one().takes_parts
         except BaseException:
             self.close()
             raise
@@ -232,6 +237,8 @@ class Evaluator:
         if not self.potential.has_tap(self.system):
             return 1
         n_atoms = BATCH_ATOMS if self._on_host else DEVICE_BATCH_ATOMS
+        if self._takes_parts:
+            n_atoms = PARTS_ATOMS
         fitting = max(1, n_atoms // self.system.n_atoms)
         return min(fitting, self.potential.max_replicas(self.system))
 
@@ -279,7 +286,7 @@ class Evaluator:
         for first in range(0, len(chosen), n_copies):
             some = chosen[first : first + n_copies]
             n = len(some)
-            filled = np.concatenate((some, np.repeat(some[-1:], n_copies - n)))
+            filled = np.concatenate((some, np.full(n_copies - n, some[-1])))
             tap.alive.fill_(True)
             tap.raised = {}
             held.context.setPositions(positions[filled].reshape(-1, 3))
@@ -290,7 +297,9 @@ class Evaluator:
                 self._evaluate_alone(error, some, positions, energies, forces)
             else:
                 found, pull = tap.read()
-                energies[some], forces[some] = found[:n], pull[:n]
+                energies[some] = found[:n]
+                if with_forces:
+                    forces[some] = pull[:n]
                 for copy, message in tap.raised.items():
                     if copy < n:
                         self.raised[int(some[copy])] = own_error(message, self.potential.card)
