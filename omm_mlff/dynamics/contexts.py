@@ -20,7 +20,7 @@ from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.interrupt import deferred_interrupt
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.forces.potential_errors import is_not_a_number, own_error
-from omm_mlff.forces.tap import Tap
+from omm_mlff.forces.tap import Part, Tap
 from omm_mlff.potentials.base import Potential, build_system
 from omm_mlff.schema import MolecularSystem, Precision
 from omm_mlff.units import PS_PER_FS
@@ -238,6 +238,8 @@ def _made(wanted: Wanted) -> Held:
 def _warm_up(held: Held) -> None:
     context, system = held.context, held.wanted.system
     context.setPositions(np.tile(system.positions, (held.wanted.n_copies, 1)))
+    if held.takes_parts and held.tap is not None:
+        held.tap.part = Part(1, forces=True)  # copies are all alike to what has to be forgotten
     with deferred_interrupt() as interrupted:
         for _ in range(DISCARDED_CALLS):
             try:
@@ -248,3 +250,5 @@ def _warm_up(held: Held) -> None:
                     own_error(error, held.wanted.potential.card)
         if interrupted():
             raise KeyboardInterrupt
+    if held.tap is not None:
+        held.tap.part = None

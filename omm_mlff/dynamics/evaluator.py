@@ -290,7 +290,7 @@ class Evaluator:
             tap.alive.fill_(True)
             tap.raised = {}
             held.context.setPositions(positions[filled].reshape(-1, 3))
-            tap.part = Part(n, with_forces) if held.takes_parts else None
+            tap.part = Part(n, forces=with_forces) if held.takes_parts else None
             try:
                 held.context.getState(energy=True)
             except openmm.OpenMMException as error:

@@ -90,8 +90,8 @@ class Part:
 
     Attributes
     ----------
-    n_replicas : the first so many; the others have zero
-    forces : else energies alone, and zero for the forces
+    n_replicas : the first so many
+    forces : else energies alone
     """
 
     n_replicas: int
@@ -163,12 +163,15 @@ class Tap:
     def receive_part(
         self, energies: Tensor, forces: Tensor | None, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same for the first replicas alone, on the host; zero for what is not given."""
-        all_energies, all_forces = torch.zeros_like(self.energies), torch.zeros_like(positions)
-        all_energies[: len(energies)] = energies
+        """Keep what was computed of the first replicas, on the host; the rest is left as it was.
+
+        OpenMM is handed zeros: who wants a part reads it here, and a NaN would stop OpenMM.
+        """
+        self.count()
+        self.energies[: len(energies)] = energies
         if forces is not None:
-            all_forces[: len(forces)] = forces
-        return self.receive(all_energies, all_forces, positions)
+            self.forces[: len(forces)] = forces
+        return energies.new_zeros(1), torch.zeros_like(positions)
 
     @property
     def n_calls(self) -> int:
