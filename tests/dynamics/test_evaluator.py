@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import openmm
 import pytest
-from springs import SpringPotential, diatomic, triatomic
+from springs import CalledSpringPotential, SpringPotential, diatomic, triatomic
 
 from omm_mlff.campaign import campaign as campaigns
 from omm_mlff.checks.base import Evidence
@@ -76,12 +76,21 @@ def test_frames_have_their_own_results_however_many_come_together(kind, n_frames
     np.testing.assert_allclose(forces, own_forces, rtol=1e-9, atol=1e-9)
 
 
+def too_long(frame):
+    return ValueError("too long") if np.ptp(frame) > 0.16 else None
+
+
+@pytest.mark.parametrize(
+    "potential",
+    [SpringPotential(raises_at=1.3), CalledSpringPotential(objects=too_long)],
+    ids=["whole batch", "copy by copy"],
+)
 @pytest.mark.parametrize("kind", [Evaluator, SpringsOnADevice])
-def test_the_frame_that_raises_is_named_beside_one_that_is_no_number(kind) -> None:
+def test_the_frame_that_raises_is_named_beside_one_that_is_no_number(kind, potential) -> None:
     frames = thermal(triatomic(), 130)
     frames[3, 1] = np.nan
     frames[7] = frames[100] = 1.5 * triatomic().positions
-    with kind(SpringPotential(raises_at=1.3), triatomic(), "Reference") as evaluator:
+    with kind(potential, triatomic(), "Reference") as evaluator:
         energies, forces = evaluator.evaluate(frames)
         raised = evaluator.raised
     own_energies, own_forces = one_by_one(SpringPotential(), frames)
