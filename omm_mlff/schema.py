@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,10 @@ VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
 Precision = Literal["single", "mixed", "double"]
 Purpose = Literal["production", "survival", "timestep", "thermostat"]
 Identity = Literal["element", "bond", "index"]
+EventKind = Literal["raised", "nan", "energy", "bond", "overlap"]
+
+EXACT_KEYS: Mapping[str, str] = {"extra": "forbid"}
+"""For a dataclass that is read from a file: a key that it does not have is an error."""
 
 SIGNIFICANCE = 0.05
 """Family-wise error of one verdict over all of its looks."""
@@ -37,8 +42,69 @@ CONFIDENCE = 1.0 - SIGNIFICANCE / MAX_LOOKS
 """Level of every interval: looking three times does not inflate errors."""
 
 
-RAISED = "the potential raised"
-"""How every sentence on an error of a potential's own code begins; the diagnosis reads it."""
+class Reason(StrEnum):
+    """Why a measurement is what it is, or a finding has its status: what later code decides by.
+
+    Texts say the same for people, and may be reworded.
+    """
+
+    # What a check has seen of the potential.
+    RAISED = "raised"  # its own code stopped with an error
+    NOT_FINITE = "not-finite"  # energy or forces were not finite
+    # What a drift of the energy was put down to.
+    TIMESTEP = "timestep"
+    ROUNDING = "rounding"
+    NON_CONSERVATIVE = "non-conservative"
+    DISCONTINUITY = "discontinuity"
+    UNEXPLAINED = "unexplained"
+    # How the judge came to a finding.
+    BEYOND_BOUND = "beyond-bound"
+    ACROSS_BOUND = "across-bound"  # the interval reaches across it
+    NOT_SURELY = "not-surely"  # beyond the bound, but not surely so among all criteria
+    NO_INTERVAL = "no-interval"
+    # Why there is nothing to judge.
+    OUT_OF_SCOPE = "out-of-scope"  # the profile leaves the criterion out
+    OTHER_DTYPE = "other-dtype"
+    OTHER_SYSTEM = "other-system"
+    NO_RUN = "no-run"  # none of this length or temperature
+    MISSING = "missing"  # planned or asked for, and no check measured it
+    TOO_FEW_SYSTEMS = "too-few-systems"
+
+
+class Fault(StrEnum):
+    """What may be wrong with a potential, as far as the failures of other checks follow from it."""
+
+    NONDETERMINISM = "nondeterminism"
+    HISTORY = "history"
+    RAISES = "raises"
+    NAN = "nan"
+    UNITS = "units"
+    ATOM_ORDER = "atom-order"
+    NOISE = "noise"  # of forces, of energies or of both
+    ORIENTATION = "orientation"
+    BOX = "box"
+    CUTOFF = "cutoff"
+    JUMP = "jump"
+    KINK = "kink"
+    FORCE_SCALE = "force-scale"
+    CURL = "curl"
+    RAISES_IN_REACH = "raises-in-reach"  # at places that only a search has come to
+    NAN_IN_REACH = "nan-in-reach"
+    WALL = "wall"  # atoms can pass through each other
+    SLOWING_DOWN = "slowing-down"
+    ATTRIBUTED = "attributed"  # a drift that was put down to something
+
+
+class Symptom(StrEnum):
+    """What a failure is called that no fault explains, in the order in which it is looked for."""
+
+    BROKEN_BOND = "broken-bond"
+    CRASH = "crash"
+    ROUGH = "rough"
+    DRIFT = "drift"
+    TEMPERATURE = "temperature"
+    ACCURACY = "accuracy"
+    COST = "cost"
 
 
 @dataclass(frozen=True)
@@ -59,6 +125,8 @@ class PotentialCard:
         molecule is served; by "bond", as in a native force field, they may not be exchanged; by
         "index", as in a file that was made for one molecule, it serves what it was given for alone
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
 
     name: str
     source: str
@@ -193,6 +261,8 @@ class RunSpec:
     "thermostat" run (ensemble "nvt") to the ensemble.
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
     potential: str
     system: str
     length_ps: float
@@ -219,12 +289,6 @@ class RunSpec:
             f"-{self.timestep_fs:g}fs-{self.length_ps:g}ps-x{self.n_replicas}"
         )
 
-    @staticmethod
-    def length_ps_in(name: str) -> float | None:
-        """The length that a run's `name` tells; None where it tells none."""
-        found = re.search(r"-([0-9.]+(?:e[+-]?[0-9]+)?)ps-x[0-9]+", name)
-        return float(found.group(1)) if found else None
-
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -239,7 +303,6 @@ class Event:
 
     Attributes
     ----------
-    kind : "raised", "nan", "energy", "bond" or "overlap"
     step : steps completed when it was seen; frames up to here are in the record
     time_ps : the same in ps
     atoms : the first atoms at fault, indices within the molecule
@@ -247,7 +310,9 @@ class Event:
     detail : one line for a person, such as "bond O0-H1 is 0.153 nm long (0.096 at rest)"
     """
 
-    kind: str
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    kind: EventKind
     step: int
     time_ps: float
     atoms: tuple[int, ...]
@@ -258,7 +323,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a measurement was taken; None where it has no meaning."""
+    """Where a measurement was taken; None where it has no meaning.
+
+    Attributes
+    ----------
+    length_ps : of the run
+    """
 
     system: str | None = None
     run: str | None = None
@@ -267,6 +337,16 @@ class Where:
     frame: int | None = None
     element: str | None = None
     atoms: tuple[int, ...] = ()
+    length_ps: float | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Where:
+        """A place from a file; one that does not tell a run's length is from before it was kept."""
+        where = cls(**{**data, "atoms": tuple(data.get("atoms", ()))})
+        if where.run is None or "length_ps" in data:
+            return where
+        found = re.search(r"-([0-9.]+(?:e[+-]?[0-9]+)?)ps-x[0-9]+", where.run)
+        return dataclasses.replace(where, length_ps=float(found.group(1)) if found else None)
 
 
 @dataclass(frozen=True)
@@ -283,6 +363,7 @@ class Measurement:
     standard_error, dof : of a sampled value, for its p-value (Student's t); dof may be inf
     exposure_ps : of a count: total simulated time that was watched
     cause : what a failure of this measurement is put down to, one line
+    reasons : the same where it is one of a closed set
     """
 
     name: str
@@ -298,6 +379,7 @@ class Measurement:
     exposure_ps: float | None = None
     cause: str = ""
     not_applicable: str = ""
+    reasons: tuple[Reason, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.value is None) != bool(self.not_applicable):
@@ -305,10 +387,28 @@ class Measurement:
 
     @classmethod
     def exact(
-        cls, name: str, value: float, unit: str, where: Where, n_samples: int, cause: str = ""
+        cls,
+        name: str,
+        value: float,
+        unit: str,
+        where: Where,
+        n_samples: int,
+        cause: str = "",
+        reasons: tuple[Reason, ...] = (),
     ) -> Measurement:
         """A deterministic measurement: the maximum over a fixed set of frames."""
-        return cls(name, "deterministic", value, unit, value, value, n_samples, where, cause=cause)
+        return cls(
+            name,
+            "deterministic",
+            value,
+            unit,
+            value,
+            value,
+            n_samples,
+            where,
+            cause=cause,
+            reasons=reasons,
+        )
 
     @classmethod
     def inapplicable(
@@ -322,10 +422,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        fields = _restored(data, ("value", "ci_low", "ci_high", "standard_error", "dof"))
-        where = dict(fields.pop("where"))
-        where["atoms"] = tuple(where["atoms"])
-        return cls(where=Where(**where), **fields)
+        return cls(**_restored(data, ("value", "ci_low", "ci_high", "standard_error", "dof")))
 
 
 @dataclass(frozen=True)
@@ -338,6 +435,10 @@ class Declaration:
         this power: 1/2 for a mean, 3/2 for a slope over time, 0 for what a longer run does not
         sharpen (a difference of two frames). None: by the unit, 3/2 for one that is per ps or
         ns, else 1/2.
+    failure : what a failure is called in plain words, such as "forces are off"; else the meaning
+    use : what a force field is used for that rests on it, such as "periodic boxes"
+    explained_by : faults that a failure follows from
+    symptom : what a failure is called that no fault explains; None: it is named after its check
     """
 
     name: str
@@ -346,6 +447,27 @@ class Declaration:
     meaning: str
     check: str
     error_exponent: float | None = None
+    failure: str = ""
+    use: str = ""
+    explained_by: tuple[Fault, ...] = ()
+    symptom: Symptom | None = None
+
+    @property
+    def plainly(self) -> str:
+        """What a failure is called."""
+        return self.failure or f"{self.name} ({self.meaning})"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Declaration:
+        faults = tuple(Fault(item) for item in data.get("explained_by", ()))
+        symptom = data.get("symptom")
+        return cls(
+            **{
+                **data,
+                "explained_by": faults,
+                "symptom": Symptom(symptom) if symptom is not None else None,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -404,6 +526,9 @@ class Finding:
     n_samples, exposure_ps : as in the measurement
     more_ps : of an undecided run: how much longer each replica must run to be decided
     more_samples : of another undecided measurement: how many more samples decide it
+    check : that measures it; empty in a file from before it was kept
+    reasons : of the cause, those of a closed set; the measurement's own first
+    note : the measurement's own part of the cause
     """
 
     policy: str
@@ -430,16 +555,16 @@ class Finding:
     exposure_ps: float | None = None
     more_ps: float | None = None
     more_samples: int | None = None
+    check: str = ""
+    reasons: tuple[Reason, ...] = ()
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dict(finite(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Finding:
-        fields = _restored(data, ("value", "ci_low", "ci_high", "p_value", "more_ps"))
-        where = dict(fields.pop("where"))
-        where["atoms"] = tuple(where["atoms"])
-        return cls(where=Where(**where), **fields)
+        return cls(**_restored(data, ("value", "ci_low", "ci_high", "p_value", "more_ps")))
 
 
 @dataclass(frozen=True)
@@ -510,7 +635,10 @@ def finite(value: Any) -> Any:
 
 
 def _restored(data: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         key: float(item) if key in names and isinstance(item, str) else item
         for key, item in data.items()
     }
+    fields["where"] = Where.from_json(fields["where"])
+    fields["reasons"] = tuple(Reason(item) for item in fields.get("reasons", ()))
+    return fields

@@ -27,7 +27,7 @@ from omm_mlff.verdict.judge import (
     undecided_runs,
 )
 from omm_mlff.verdict.measurement_file import MeasurementFile
-from omm_mlff.verdict.policies import load_policy
+from omm_mlff.verdict.policies import load_policies
 from omm_mlff.verdict.profiles import load_profile
 
 SystemLike = str | os.PathLike[str] | MolecularSystem
@@ -68,7 +68,7 @@ class Validation:
 
     def __repr__(self) -> str:
         judged = self.judged
-        name = judged.model["name"]
+        name = judged.model.name
         return f"<Validation of {name}, {judged.profile}: {self.verdict.name}, in {self.folder}>"
 
     @property
@@ -137,9 +137,10 @@ def validate(
             f"{potential.card.name} carries no elements: name the system whose atoms it knows, in "
             "their order, with --system"
         )
-    policies = list(dict.fromkeys([str(policy), *POLICIES]))
-    for name in policies:  # before anything runs
-        check_scope(load_policy(name, all_declarations(), default_criteria()), chosen.scope)
+    # Before anything runs, and once: a file that is edited meanwhile changes no look at the runs.
+    policies = load_policies([policy, *POLICIES], all_declarations(), default_criteria())
+    for item in policies:
+        check_scope(item, chosen.scope)
     folder = Path(out) if out is not None else _fresh_folder(potential.card.name, chosen.name)
     campaign = campaigns.plan(
         potential,
@@ -162,18 +163,18 @@ def validate(
     findings = next(iter(verdicts.values())).findings  # of the policy that was asked for
     failed = {f.run for f in findings if f.status == "fail" and f.severity != "info" and f.run}
     judged = Judged(
-        model=dataclasses.asdict(potential.card),
+        model=potential.card,
         profile=chosen.name,
         policy=next(iter(verdicts)),
         verdicts=verdicts,
-        diagnosis=diagnose(findings, measured.measurements),
+        diagnosis=diagnose(findings, measured.measurements, measured.declarations),
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
-        provenance={
-            **measured.provenance,
-            "command": _command(potential.spec, names, profile, policy, platform, seed)
+        provenance=dataclasses.replace(
+            measured.provenance,
+            command=_command(potential.spec, names, profile, policy, platform, seed)
             + " --allow-fallback" * allow_fallback,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ),
     )
     return Validation(judged, measured, folder, tuple(write_reports(judged, folder)))
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from judged_models import CARD, count, judged, replaced, sampled, sound
+from run_documents import write_documents
 
+from omm_mlff.record.status import BatchStatus, RunStatus
 from omm_mlff.report import write_reports
-from omm_mlff.schema import Measurement, Where
+from omm_mlff.schema import Measurement, RunSpec, Where
 from omm_mlff.verdict.measurement_file import MeasurementFile
 from omm_mlff.verdict.profiles import load_profile
 
@@ -21,7 +22,8 @@ ALANINE = "alanine-nve-300K-0.5fs-5ps-x16"
 def at(run: str) -> Where:
     """The place of a run, from its name."""
     system, _, rest = run.partition("-nve-")
-    return Where(system=system, run=run, temperature_K=float(rest.partition("K-")[0]))
+    kelvin = float(rest.partition("K-")[0])
+    return Where(system=system, run=run, temperature_K=kelvin, length_ps=5.0)
 
 
 def made_up(name: str, n_parameters: int, *changes: Measurement) -> MeasurementFile:
@@ -29,13 +31,13 @@ def made_up(name: str, n_parameters: int, *changes: Measurement) -> MeasurementF
     file = replaced(sound("standard"), *changes)
     return dataclasses.replace(
         file,
-        card={**CARD, "name": name, "n_parameters": n_parameters},
-        provenance={
-            **file.provenance,
-            "command": f"omm-mlff validate --model {name} --profile standard --policy m6",
-            "precision": "double",
-            "reference": {"water": "ANI-1ccx", "methane": "ANI-1ccx", "alanine": "ANI-1ccx"},
-        },
+        card=dataclasses.replace(CARD, name=name, n_parameters=n_parameters),
+        provenance=dataclasses.replace(
+            file.provenance,
+            command=f"omm-mlff validate --model {name} --profile standard --policy m6",
+            precision="double",
+            reference={"water": "ANI-1ccx", "methane": "ANI-1ccx", "alanine": "ANI-1ccx"},
+        ),
     )
 
 
@@ -93,18 +95,10 @@ def write_run(
     *,
     planned: str | None = None,
     wall_s: float = 20.0,
-    batches: dict[str, Any] | None = None,
+    batches: dict[int, BatchStatus] | None = None,
 ) -> None:
     """A run directory without trajectories."""
-    from omm_mlff.schema import RunSpec
-
     parsed = RunSpec.from_json(spec)
-    path = folder / (planned or parsed.name)
-    path.mkdir(parents=True, exist_ok=True)
-    last = parsed.n_replicas - 1
-    default = {"0": {"replicas": [0, last], "wall_s": wall_s, "n_steps": parsed.n_steps}}
-    (path / "spec.json").write_text(json.dumps(spec))
-    (path / "provenance.json").write_text(json.dumps({"torch_threads": 1}))
-    (path / "status.json").write_text(
-        json.dumps({"state": "complete", "batches": batches or default, "events": {}})
-    )
+    default = {0: BatchStatus((0, parsed.n_replicas - 1), wall_s, parsed.n_steps)}
+    status = RunStatus("complete", parsed.n_steps, batches or default, {})
+    write_documents(folder / (planned or parsed.name), parsed, status)

@@ -6,22 +6,29 @@ import dataclasses
 
 from scipy.special import stdtrit
 
+from omm_mlff.checks.registry import all_declarations
 from omm_mlff.report import Judged
-from omm_mlff.schema import CONFIDENCE, Criterion, Declaration, Measurement, Where
+from omm_mlff.schema import CONFIDENCE, Criterion, Measurement, PotentialCard, Where
 from omm_mlff.verdict.judge import judge_all
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import load_profile
+from omm_mlff.verdict.provenance import ValidationProvenance
 
-DECLARATIONS = (
-    Declaration("accuracy.force_rmse", "sampled", "eV/angstrom", "force error", "accuracy"),
-    Declaration("nve.drift", "sampled", "meV/atom/ps", "slope of the shadow energy", "drift"),
-    Declaration("nve.energy_change", "sampled", "%", "M6's percentage", "drift"),
-    Declaration("nve.temperature_error", "sampled", "%", "second half", "temperature"),
-    Declaration("nve.fluctuation", "info", "meV/atom", "detrended", "drift"),
-    Declaration("gradient.error", "deterministic", "1", "F against -dE/dx", "gradient"),
-    Declaration("stability.crashes", "count", "1", "replicas that stopped", "bonds"),
-    Declaration("stability.broken_bonds", "count", "1", "broken", "bonds"),
-    Declaration("cost.step_time", "sampled", "ms", "one replica", "cost"),
+_SHIPPED = {row.name: row for row in all_declarations()}
+
+DECLARATIONS = tuple(
+    _SHIPPED[name]
+    for name in (
+        "accuracy.force_rmse",
+        "nve.drift",
+        "nve.energy_change",
+        "nve.temperature_error",
+        "nve.fluctuation",
+        "gradient.error",
+        "stability.crashes",
+        "stability.broken_bonds",
+        "cost.step_time",
+    )
 )
 
 DEFAULTS = (
@@ -73,16 +80,16 @@ DEFAULTS = (
     Criterion("nve.fluctuation-info", "nve.fluctuation", None, 1.0, "meV/atom", "info", "DESIGN 6"),
 )
 
-CARD = {
-    "name": "tiny",
-    "source": "student",
-    "species": [1, 6, 7, 8],
-    "cutoff_nm": 0.5,
-    "dtype": "float32",
-    "n_parameters": 77000,
-    "training_domain": {"temperature_K": [200, 1500]},
-    "sha256": "0" * 64,
-}
+CARD = PotentialCard(
+    name="tiny",
+    source="student",
+    species=(1, 6, 7, 8),
+    cutoff_nm=0.5,
+    dtype="float32",
+    n_parameters=77000,
+    training_domain={"temperature_K": [200, 1500]},
+    sha256="0" * 64,
+)
 
 
 def sampled(
@@ -115,7 +122,10 @@ def sound(profile: str = "quick") -> MeasurementFile:
         ]
     for run in (run for run in plan.runs if run.purpose == "production"):
         there = Where(
-            system=run.system, run=run.spec("tiny", 0).name, temperature_K=run.temperature_K
+            system=run.system,
+            run=run.spec("tiny", 0).name,
+            temperature_K=run.temperature_K,
+            length_ps=run.length_ps,
         )
         measurements += [
             sampled("nve.drift", 0.0002, 0.0001, there),
@@ -132,12 +142,13 @@ def sound(profile: str = "quick") -> MeasurementFile:
         default_criteria=DEFAULTS,
         planned=tuple(Planned(m.name, m.where) for m in measurements),
         measurements=tuple(measurements),
-        provenance={
-            "command": "omm-mlff validate --model tiny --profile quick",
-            "versions": {"openmm": "8.6.1", "torch": "2.12.1"},
-            "platform": "Reference",
-            "seed": 1,
-        },
+        provenance=ValidationProvenance(
+            command="omm-mlff validate --model tiny --profile quick",
+            versions={"openmm": "8.6.1", "torch": "2.12.1"},
+            platform="Reference",
+            seed=1,
+        ),
+        runs={spec.name: spec for spec in (run.spec("tiny", 0) for run in plan.runs)},
     )
 
 
@@ -151,7 +162,15 @@ def replaced(file: MeasurementFile, *new: Measurement) -> MeasurementFile:
 def broken() -> MeasurementFile:
     """A model whose water falls apart and whose alanine is inaccurate."""
     run = "water-nve-300K-0.5fs-2ps-x8"
-    there = Where(system="water", run=run, temperature_K=300.0, replica=3, frame=531, atoms=(0, 1))
+    there = Where(
+        system="water",
+        run=run,
+        temperature_K=300.0,
+        replica=3,
+        frame=531,
+        atoms=(0, 1),
+        length_ps=2.0,
+    )
     return replaced(
         sound(),
         count("stability.broken_bonds", 2, there, "bond O0-H1 is 0.153 nm long (0.096 at rest)"),
@@ -170,7 +189,12 @@ def broken() -> MeasurementFile:
 
 def unclear() -> MeasurementFile:
     """A model whose drift in alanine is not known well enough, with one measurement missing."""
-    where = Where(system="alanine", run="alanine-nve-300K-0.5fs-2ps-x8", temperature_K=300.0)
+    where = Where(
+        system="alanine",
+        run="alanine-nve-300K-0.5fs-2ps-x8",
+        temperature_K=300.0,
+        length_ps=2.0,
+    )
     file = replaced(sound(), sampled("nve.drift", 0.006, 0.004, where))
     kept = tuple(
         m

@@ -28,6 +28,17 @@ temperature_K = 300
 """
 
 
+HARD = """
+[[criterion]]
+name = "at-rest"
+measurement = "rest.force"
+high = 1e-9
+unit = "eV/angstrom"
+severity = "limit"
+source = "this test: no student is so near"
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example package in it, as pip installs it."""
@@ -42,8 +53,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, site: Path, model: str) -> subprocess.CompletedProcess[str]:
     (folder / "short.toml").write_text(PROFILE)
-    paths = [str(path) for path in (site, *filter(None, sys.path))]
     command = f"validate --model {model} --profile short.toml --platform Reference --json"
+    return omm_mlff(folder, site, command)
+
+
+def omm_mlff(folder: Path, site: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """The command line where the example package is installed."""
+    paths = [str(path) for path in (site, *filter(None, sys.path))]
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, *command.split()],
         cwd=folder,
@@ -74,6 +90,41 @@ def test_a_check_of_another_package_is_judged_with_its_default_criteria(
     assert (limit["high"], reject["high"]) == (1.0, 10.0)
     assert 0.0 < limit["value"] < 1.0
     assert limit["system"] == "water"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ultra-tiny" not in student_names(), reason="no checkpoint here")
+def test_a_check_of_another_package_appears_everywhere_in_its_own_words(
+    tmp_path: Path, installed: Path
+) -> None:
+    (tmp_path / "short.toml").write_text(PROFILE)
+    (tmp_path / "hard.toml").write_text(HARD)
+    done = omm_mlff(
+        tmp_path,
+        installed,
+        "validate --model ultra-tiny --profile short.toml --policy hard.toml --out finished "
+        "--platform Reference",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "rest" in done.stdout
+    verdict = json.loads((tmp_path / "finished" / "verdict.json").read_text())
+    (finding,) = (row for row in verdict["findings"] if row["policy"] == "hard")
+    assert (finding["check"], finding["status"]) == ("rest", "fail")
+    (cause,) = verdict["diagnosis"]
+    assert (cause["slug"], cause["evidence"]) == ("rest", ["rest.force"])
+    assert "rest.force" in (tmp_path / "finished" / "report.md").read_text()
+
+    done = omm_mlff(tmp_path, installed, "compare finished --out compared")
+    assert done.returncode == 0, done.stderr
+    study = (tmp_path / "compared" / "README.md").read_text()
+    assert "The shipped structure is pulled apart (`rest.force`" in study
+    assert "a start from the shipped structure: water (force " in study
+
+    done = omm_mlff(tmp_path, installed, "checks --markdown")
+    assert "| `rest` | Is the structure as given at rest? |" in done.stdout
+    declared = json.loads((tmp_path / "finished" / "measurements.json").read_text())
+    (row,) = (row for row in declared["declarations"] if row["check"] == "rest")
+    assert {"nan", "units", "curl"} <= set(row["explained_by"])
 
 
 @pytest.mark.slow

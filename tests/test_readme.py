@@ -19,11 +19,13 @@ def run(words: str) -> None:
     exec(compile(example, str(README), "exec"), {"__name__": "__main__"})
 
 
-def test_every_check_is_listed_with_its_question():
+def test_the_table_of_checks_is_the_one_that_the_command_makes():
     from omm_mlff.checks.registry import all_checks
+    from omm_mlff.cli.checks import as_markdown, with_table
 
-    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|(]+\?)", TEXT, re.MULTILINE))
-    assert {check.name: check.question for check in all_checks()}.items() <= listed.items()
+    assert with_table(README, as_markdown(all_checks())) == TEXT, (
+        "run: omm-mlff checks --into README.md"
+    )
 
 
 def test_a_student_added_by_hand_leaves_a_trajectory(tmp_path, monkeypatch):

@@ -103,13 +103,29 @@ source = "this test: the mean temperature of springs is the target"
     assert finding.ci_low < 0.0 < finding.ci_high
     assert finding.more_ps is None or finding.more_ps > 0.0
     assert (result.verdict.name, result.exit_code) == ("UNDECIDED", 3)
-    (run,) = result.measured.provenance["runs"].values()
-    assert run["simulated_ps"] == pytest.approx(4 * 4 * 0.2)
+    (run,) = result.measured.provenance.runs.values()
+    assert run.simulated_ps == pytest.approx(4 * 4 * 0.2)
+
+
+def test_a_policy_that_is_edited_meanwhile_judges_as_it_was(profile, tmp_path):
+    policy = tmp_path / "mine.toml"
+    row = '[[criterion]]\nname = "hot"\nmeasurement = "nve.temperature_error"\nlow = -50.0\n'
+    row += 'high = 0.0\nunit = "%"\nseverity = "limit"\nsource = "this test"\n'
+    policy.write_text(row)
+
+    def edit(label: str, done: int, total: int) -> None:
+        policy.write_text(row.replace("high = 0.0", "high = 50.0"))
+
+    result = validate(
+        SpringPotential(), profile=profile, policy=policy, out=tmp_path / "out", progress=edit
+    )
+    (finding,) = result.verdict.findings
+    assert (finding.high, finding.status) == (0.0, "undecided")
 
 
 def test_a_rejected_model_is_not_looked_at_again(finished):
-    (run,) = finished.measured.provenance["runs"].values()
-    assert run["simulated_ps"] == pytest.approx(4 * 0.2)
+    (run,) = finished.measured.provenance.runs.values()
+    assert run.simulated_ps == pytest.approx(4 * 0.2)
 
 
 def test_forces_off_by_half_a_percent_are_rejected_for_their_gradient(profile, tmp_path):

@@ -28,7 +28,8 @@ import tables
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError, MissingPackageError, OutputExistsError, RunDirectoryError
-from omm_mlff.record.rundir import SPEC_FILE, RunRecord, replica_folder, storage_errors
+from omm_mlff.record.rundir import SPEC_FILE, RunRecord, replica_folder
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import Event
 from omm_mlff.units import (
     ANGSTROM_PER_NM,

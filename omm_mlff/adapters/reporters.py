@@ -24,7 +24,9 @@ from openmm import app
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.errors import InputError, OmmMlffError, OutputExistsError
 from omm_mlff.record import rundir
-from omm_mlff.record.rundir import FrameFile, mdtraj_topology, storage_errors
+from omm_mlff.record.frame_fields import FRAME_FIELDS, FrameField
+from omm_mlff.record.rundir import FrameFile, mdtraj_topology
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import Event, MolecularSystem
 
 _SAME_TIME_PS = 1e-6
@@ -91,7 +93,7 @@ class TrajectoryReporter:
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         """What OpenMM asks a reporter before it steps on."""
-        include = ["positions", "velocities", "forces", "energy"]
+        include = list(dict.fromkeys(row.asked_as for row in FRAME_FIELDS if row.asked_as))
         return {
             "steps": self.interval - simulation.currentStep % self.interval,
             "periodic": False,
@@ -111,16 +113,7 @@ class TrajectoryReporter:
             self._segment = FrameFile(path, self._topology, len(positions), box)
             self._segment_began, self._n_in_segment = time.monotonic(), 0
         self._segment.box_vectors = box
-        self._segment.append(
-            {
-                "time": np.array([time_ps]),
-                "potential_energy": np.array([state.getPotentialEnergy()._value]),
-                "kinetic_energy": np.array([state.getKineticEnergy()._value]),
-                "positions": positions[None],
-                "velocities": _values(state.getVelocities(asNumpy=True))[None],
-                "forces": _values(state.getForces(asNumpy=True))[None],
-            }
-        )
+        self._segment.append({row.name: _field(state, row)[None] for row in FRAME_FIELDS})
         self._n_in_segment += 1
         if (
             self._n_in_segment >= rundir.SEGMENT_FRAMES
@@ -487,6 +480,12 @@ def _checked_interval(interval: int) -> int:
     if not isinstance(interval, int | np.integer) or interval < 1:
         raise InputError(f"a reporter needs an interval of one step or more; got {interval}")
     return interval
+
+
+def _field(state: openmm.State, row: FrameField) -> NDArray[np.float64]:
+    """One field of a frame, as OpenMM has it."""
+    get = getattr(state, row.getter)
+    return _values(get(asNumpy=True) if row.per_atom else get())
 
 
 def _values(quantity: Any) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from omm_mlff.bench.floor import floor
 from omm_mlff.bench.memory import peak_memory
 from omm_mlff.bench.others import AseVerlet, TorchSim
 from omm_mlff.bench.pareto import Point, force_rmse
+from omm_mlff.bench.rows import BenchDocument
 from omm_mlff.bench.scaling import box_of, exponent
 from omm_mlff.bench.timing import (
     BUSY_LIMIT,
@@ -41,6 +42,7 @@ from omm_mlff.forces.platforms import GPU_PLATFORMS, choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.student import StudentPotential
+from omm_mlff.record.documents import parsed
 from omm_mlff.schema import MolecularSystem, Precision
 from omm_mlff.students.kernel.threads import kernel_threads
 from omm_mlff.systems import load_system
@@ -92,7 +94,7 @@ def run_bench(
     allow_fallback: bool = False,
     effort: Effort | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> BenchDocument:
     """Time potentials in every way that they can be run.
 
     Parameters
@@ -109,7 +111,7 @@ def run_bench(
 
     Returns
     -------
-    the content of bench.json, see `document`
+    what is to be written to bench.json
 
     Raises
     ------
@@ -150,7 +152,7 @@ def _run(
     precision: Precision,
     effort: Effort,
     say: Progress,
-) -> dict[str, Any]:
+) -> BenchDocument:
     busy = busy_now()
     chosen, notices = _platform(subjects, systems, n_replicas, platform, precision)
     reasons = []
@@ -175,8 +177,7 @@ def _run(
             reasons.append(f"{subject.label}: {why}")
     scaling = [_scaling(spec, boxes, platform, precision, effort, say) for spec in models if boxes]
     unique = {(point.potential, point.system): point for point in points}
-    return {
-        "schema": documents.SCHEMA,
+    content = {
         "provenance": {**origin, "load_per_core_after": round(load_per_core(), 3)},
         "conclusive": not reasons,
         "reasons": reasons,
@@ -184,6 +185,7 @@ def _run(
         "scaling": scaling,
         "pareto": _pareto(list(unique.values())),
     }
+    return parsed(BenchDocument, content)
 
 
 def _platform(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from omm_mlff.bench.rows import BenchDocument
 from omm_mlff.bench.timing import SPREAD_LIMIT
 from omm_mlff.errors import InputError
 
@@ -64,7 +65,7 @@ class BenchComparison:
         return 1 if "slower" in changes else 3 if "undecided" in changes else 0
 
 
-def compare(old: dict[str, Any], new: dict[str, Any]) -> BenchComparison:
+def compare(old: BenchDocument, new: BenchDocument) -> BenchComparison:
     """Hold a benchmark against an earlier one.
 
     Raises
@@ -108,27 +109,26 @@ def _row(key: tuple[str, str, str], before: _Cost, after: _Cost) -> Row:
     return Row(*key, before.value, after.value, factor, change)
 
 
-def _machine(document: dict[str, Any]) -> tuple[Any, ...]:
-    found = document["provenance"]
-    return tuple(
-        str(found.get(key)) for key in ("processor", "device", "cores", "threads", "platform")
-    )
+def _machine(document: BenchDocument) -> tuple[str, ...]:
+    found = document.provenance
+    where = (found.processor, found.device, found.cores, dict(found.threads), found.platform)
+    return tuple(map(str, where))
 
 
 def _ways(
-    document: dict[str, Any], same_machine: bool
+    document: BenchDocument, same_machine: bool
 ) -> Iterator[tuple[tuple[str, str, str], _Cost]]:
-    for result in document["results"]:
+    for result in document.results:
         if same_machine:
-            for row in result["ways"]:
-                if row["way"] == "yardstick":
+            for row in result.ways:
+                if row.way == "yardstick":
                     continue  # the script is not this package's
-                key = (result["model"], result["system"], f"{row['way']} x{row['n_replicas']}")
-                yield key, _Cost(**row["ms_per_step"], spread=row["spread"])
+                key = (result.model, result.system, f"{row.way} x{row.n_replicas}")
+                yield key, _Cost(**vars(row.ms_per_step), spread=row.spread)
             continue
-        spreads = {row["way"]: row["spread"] for row in result["ways"]}
-        for ratio in result["ratios"]:
-            if ratio["slow"] == "yardstick":
-                key = (result["model"], result["system"], ratio["fast"])
-                spread = max(spreads["yardstick"], spreads[ratio["fast"]])
-                yield key, _Cost(1 / ratio["value"], 1 / ratio["high"], 1 / ratio["low"], spread)
+        spreads = {row.way: row.spread for row in result.ways}
+        for ratio in result.ratios:
+            if ratio.slow == "yardstick":
+                key = (result.model, result.system, ratio.fast)
+                spread = max(spreads["yardstick"], spreads[ratio.fast])
+                yield key, _Cost(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, spread)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from omm_mlff.bench.rows import BenchDocument
 from omm_mlff.bench.timing import Interval, Timing, load_per_core
 from omm_mlff.bench.ways import TIMESTEP_FS
 from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.errors import InputError
+from omm_mlff.record.documents import parsed, write_document
 from omm_mlff.students.kernel.threads import kernel_threads
 from omm_mlff.units import NS_PER_DAY_PER_FS_PER_MS
 
@@ -84,15 +86,15 @@ def interval_row(interval: Interval, factor: float = 1.0) -> dict[str, float]:
     }
 
 
-def write(document: dict[str, Any], folder: Path) -> Path:
+def write(document: BenchDocument, folder: Path) -> Path:
     """Write it into a folder, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / DOCUMENT_FILE
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_document(path, document)
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> BenchDocument:
     """A document of this schema.
 
     Raises
@@ -107,9 +109,12 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA or "results" not in found:
+    if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
         raise InputError(f"{path} is no benchmark of schema {SCHEMA}; wanted a {DOCUMENT_FILE}")
-    return found
+    try:
+        return parsed(BenchDocument, found)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged at {error}; wanted a {DOCUMENT_FILE}") from None
 
 
 def _digits(value: float) -> float:

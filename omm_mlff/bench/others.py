@@ -1,4 +1,4 @@
-"""The same student in other people's programs: ASE, and torch-sim where it is installed."""
+"""A student in other people's programs: ASE, and torch-sim where it is installed."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ round. Medians over rounds, with intervals that assume nothing of the noise's di
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import psutil
-from scipy.stats import binom
+from scipy.stats import quantile_test
 
 from omm_mlff.errors import AnalysisError
 
@@ -102,18 +103,17 @@ class Timing:
 
 
 def median(values: Sequence[float]) -> Interval:
-    """Median and its interval between two of the values.
+    """Median and its interval between two of the values, the outermost where they are few.
 
     References
     ----------
     Conover, Practical Nonparametric Statistics, 3rd ed., Wiley, 1999, section 3.2.
     """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = len(ordered)
-    # The k-th smallest and the k-th largest value enclose the median unless fewer than k of the
-    # values are on one side of it.
-    k = max(1, int(binom.ppf((1.0 - _LEVEL) / 2.0, n, 0.5)))
-    return Interval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k]))
+    middle = float(np.median(values))
+    found = quantile_test(np.asarray(values), q=middle, p=0.5).confidence_interval(_LEVEL)
+    if math.isnan(found.low):
+        return Interval(middle, float(min(values)), float(max(values)))
+    return Interval(middle, float(found.low), float(found.high))
 
 
 def speedup(slow: Timing, fast: Timing) -> Interval:

@@ -29,7 +29,9 @@ from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential, build_system
-from omm_mlff.record.rundir import STATUS_FILE, read_json
+from omm_mlff.record.documents import read_document
+from omm_mlff.record.rundir import STATUS_FILE
+from omm_mlff.record.status import RunStatus
 from omm_mlff.schema import MolecularSystem, Precision, RunSpec
 from omm_mlff.units import PS_PER_FS
 
@@ -340,11 +342,11 @@ def raise_where_one_was_stopped(
     ------
     AnalysisError : a replica was stopped
     """
-    events = read_json(folder / STATUS_FILE)["events"]
+    events = read_document(folder / STATUS_FILE, RunStatus).events
     for replica, event in events.items():
         raise AnalysisError(
             f"{potential.spec} on {system.name} cannot be timed: replica {replica} "
-            f"was stopped at step {event['step']} ({event['detail']}); validate it first"
+            f"was stopped at step {event.step} ({event.detail}); validate it first"
         )
 
 

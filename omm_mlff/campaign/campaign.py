@@ -18,10 +18,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from omm_mlff.campaign.request import CampaignRequest
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.contexts import Contexts
@@ -42,11 +42,14 @@ from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
 from omm_mlff.potentials.registry import content_hash
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import read_document, write_document
 from omm_mlff.record.rundir import RunRecord
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
 from omm_mlff.systems import load_system
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import PlannedRun, Profile
+from omm_mlff.verdict.provenance import SimulatedRun, ValidationProvenance
 
 REQUEST_FILE = "campaign.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -131,19 +134,19 @@ def plan(
     campaign = Campaign(
         potential, profile, systems, profile.runs, seed, platform, folder, allow_fallback
     )
-    request = {
-        "model": potential.spec,
-        "sha256": content_hash(potential),
-        "profile": profile.name,
-        "systems": {spec: _digest(system) for spec, system in systems.items()},
-        "runs": [dataclasses.asdict(run) for run in profile.runs],
-        "seed": seed,
-        "platform": platform,
-    }
+    request = CampaignRequest(
+        model=potential.spec,
+        sha256=content_hash(potential),
+        profile=profile.name,
+        systems={spec: _digest(system) for spec, system in systems.items()},
+        runs=profile.runs,
+        seed=seed,
+        platform=platform,
+    )
     _claim(folder, request, resume=resume)
     if platform == AUTO:
         for record in _begun(campaign):
-            require_recorded(record.folder, str(record.provenance["platform"]))
+            require_recorded(record.folder, record.provenance.platform)
     return campaign
 
 
@@ -259,7 +262,7 @@ def _simulate(
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
         record = RunRecord.open(folder)
-        if record.status["state"] == "complete" and record.spec.length_ps >= spec.length_ps:
+        if record.status.state == "complete" and record.spec.length_ps >= spec.length_ps:
             return
         # An extension that was interrupted goes on to where it was meant to go.
         spec = dataclasses.replace(spec, length_ps=max(spec.length_ps, record.spec.length_ps))
@@ -285,7 +288,7 @@ def _measure(
     records = tuple(
         RunRecord.open(campaign.run_folder(run)) for run in campaign.runs if run.system == spec
     )
-    used = [str(record.provenance["platform"]) for record in records]
+    used = [record.provenance.platform for record in records]
     static = spec in campaign.profile.static_systems
     measurements: list[Measurement] = []
     with (
@@ -339,8 +342,11 @@ def _planned(campaign: Campaign) -> tuple[Planned, ...]:
             places = [Where(system=system.name)]
             if "runs" in check.needs and not check.joint:
                 read = [run for run in runs if run.purpose in check.reads]
-                names = [RunRecord.open(campaign.run_folder(run)).spec.name for run in read]
-                places = [Where(system=system.name, run=name) for name in names]
+                specs = [RunRecord.open(campaign.run_folder(run)).spec for run in read]
+                places = [
+                    Where(system=system.name, run=item.name, length_ps=item.length_ps)
+                    for item in specs
+                ]
             planned += [Planned(row.name, place) for row in check.declares for place in places]
     return tuple(planned)
 
@@ -349,43 +355,46 @@ def _written(campaign: Campaign, measurements: Sequence[Measurement]) -> Measure
     checks = all_checks()
     records = [RunRecord.open(campaign.run_folder(run)) for run in campaign.runs]
     measured = MeasurementFile(
-        card=dataclasses.asdict(campaign.potential.card),
+        card=campaign.potential.card,
         scope=campaign.profile.scope,
         declarations=tuple(row for check in checks for row in check.declares),
         default_criteria=tuple(row for check in checks for row in check.criteria),
         planned=_planned(campaign),
         measurements=tuple(measurements),
         provenance=_provenance(campaign, records),
+        runs={
+            record.spec.name: campaign.spec(run)
+            for run, record in zip(campaign.runs, records, strict=True)
+        },
     )
     path = campaign.folder / MEASUREMENTS_FILE
-    with rundir.storage_errors(path):
+    with storage_errors(path):
         measured.write(path)
     return measured
 
 
-def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, Any]:
-    first = records[0].provenance if records else {}
-    return {
-        "versions": dict(package_versions()),
-        "platform": first.get("platform"),
-        "precision": first.get("precision"),
-        "force": first.get("force"),
-        "engine": first.get("engine"),
-        "recording": first.get("recording"),
-        "notices": sorted({line for row in records for line in row.provenance.get("notices", [])}),
-        "seed": campaign.seed,
-        "runs": {
-            record.spec.name: {
-                "platform": record.provenance["platform"],
-                "simulated_ps": record.spec.length_ps * record.n_replicas,
-            }
+def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> ValidationProvenance:
+    first = records[0].provenance if records else None
+    return ValidationProvenance(
+        versions=dict(package_versions()),
+        platform=first.platform if first else None,
+        precision=first.precision if first else None,
+        force=first.force if first else None,
+        engine=first.engine if first else None,
+        recording=first.recording if first else None,
+        notices=tuple(sorted({line for row in records for line in row.provenance.notices})),
+        seed=campaign.seed,
+        runs={
+            record.spec.name: SimulatedRun(
+                record.provenance.platform, record.spec.length_ps * record.n_replicas
+            )
             for record in records
         },
-        "reference": {
+        reference={
             system.name: system.reference.method if system.reference else None
             for system in campaign.systems.values()
         },
-    }
+    )
 
 
 def _digest(system: MolecularSystem) -> str:
@@ -397,7 +406,7 @@ def _digest(system: MolecularSystem) -> str:
     return digest.hexdigest()
 
 
-def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
+def _claim(folder: Path, request: CampaignRequest, *, resume: bool) -> None:
     path = folder / REQUEST_FILE
     if path.exists():
         if not resume:
@@ -405,10 +414,9 @@ def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
                 f"{folder} already holds a validation; use --resume to go on with it, "
                 "or another --out"
             )
-        found = rundir.read_json(path)
         # Where it is computed may change: what was begun goes on where it was, or where asked.
-        kept = request.keys() - {"platform"}
-        different = sorted(key for key in kept if found.get(key) != request[key])
+        found = dataclasses.replace(read_document(path, CampaignRequest), platform=request.platform)
+        different = request.differs_in(found)
         if different:
             raise OutputExistsError(
                 f"{folder} holds another validation (different: {', '.join(different)}); "
@@ -416,7 +424,7 @@ def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
             )
         return
     rundir.make_folder(folder)
-    rundir.write_json(path, request)
+    write_document(path, request)
 
 
 def _silent(label: str, done: int, total: int) -> None:

@@ -25,8 +25,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.checks.base import (
+    REFERENCE_FORCES,
+    SPOILS_SURFACE,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    sampled,
+)
+from omm_mlff.schema import Criterion, Declaration, Fault, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, blocks_of_frames, jackknife
 from omm_mlff.units import (
     ANGSTROM_PER_BOHR,
@@ -47,53 +55,111 @@ WEAK_FORCE = 0.05
 """eV/angstrom: below, a force has no direction worth comparing."""
 
 ENERGY_RMSE = Declaration(
-    "accuracy.energy_rmse", "sampled", "meV/atom", "a constant per system removed", "accuracy"
+    "accuracy.energy_rmse",
+    "sampled",
+    "meV/atom",
+    "a constant per system removed",
+    "accuracy",
+    failure="energies are off",
+    use="the reference method's energy differences",
 )
 ENERGY_MAE = Declaration(
-    "accuracy.energy_mae", "sampled", "meV/atom", "a constant per system removed", "accuracy"
+    "accuracy.energy_mae",
+    "sampled",
+    "meV/atom",
+    "a constant per system removed",
+    "accuracy",
+    use="the reference method's energy differences",
 )
 ENERGY_OFFSET = Declaration(
-    "accuracy.energy_offset", "info", "meV/atom", "the constant that was removed", "accuracy"
+    "accuracy.energy_offset",
+    "info",
+    "meV/atom",
+    "the constant that was removed",
+    "accuracy",
+    use="the reference method's energy differences",
 )
 FORCE_RMSE = Declaration(
-    "accuracy.force_rmse", "sampled", "eV/angstrom", "over Cartesian components", "accuracy"
+    "accuracy.force_rmse",
+    "sampled",
+    "eV/angstrom",
+    "over Cartesian components",
+    "accuracy",
+    failure="forces are off",
+    use=REFERENCE_FORCES,
 )
 FORCE_MAE = Declaration(
-    "accuracy.force_mae", "sampled", "eV/angstrom", "over Cartesian components", "accuracy"
+    "accuracy.force_mae",
+    "sampled",
+    "eV/angstrom",
+    "over Cartesian components",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_R2 = Declaration(
-    "accuracy.force_r2", "sampled", "1", "explained variance of the components", "accuracy"
+    "accuracy.force_r2",
+    "sampled",
+    "1",
+    "explained variance of the components",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_COSINE = Declaration(
-    "accuracy.force_cosine", "sampled", "1", "mean cosine of the angle to the reference", "accuracy"
+    "accuracy.force_cosine",
+    "sampled",
+    "1",
+    "mean cosine of the angle to the reference",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_ANGLE = Declaration(
-    "accuracy.force_angle", "sampled", "degree", "mean angle to the reference force", "accuracy"
+    "accuracy.force_angle",
+    "sampled",
+    "degree",
+    "mean angle to the reference force",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_RMSE_ELEMENT = Declaration(
-    "accuracy.force_rmse_element", "sampled", "eV/angstrom", "the RMSE of one element", "accuracy"
+    "accuracy.force_rmse_element",
+    "sampled",
+    "eV/angstrom",
+    "the RMSE of one element",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_RMSE_HOT = Declaration(
-    "accuracy.force_rmse_hot", "info", "eV/angstrom", "the RMSE on frames above 500 K", "accuracy"
+    "accuracy.force_rmse_hot",
+    "info",
+    "eV/angstrom",
+    "the RMSE on frames above 500 K",
+    "accuracy",
+    use=REFERENCE_FORCES,
 )
 FORCE_SCALE = Declaration(
-    "accuracy.force_scale", "sampled", "1", "slope of the forces on the reference", "accuracy"
+    "accuracy.force_scale",
+    "sampled",
+    "1",
+    "slope of the forces on the reference",
+    "accuracy",
+    failure="forces are out of proportion to the reference's",
+    use=REFERENCE_FORCES,
 )
 
 Frames = NDArray[np.int64]
 
 _WRONG_UNITS = {
-    "eV for kJ/mol": KJMOL_PER_EV,
-    "kcal/mol for kJ/mol": KJMOL_PER_KCALMOL,
-    "hartree for kJ/mol": KJMOL_PER_HARTREE,
-    "hartree for eV": EV_PER_HARTREE,
-    "eV for kcal/mol": KJMOL_PER_EV / KJMOL_PER_KCALMOL,
-    "angstrom for nm": ANGSTROM_PER_NM,
-    "bohr for angstrom": 1.0 / ANGSTROM_PER_BOHR,
-    "eV/angstrom for kJ/mol/nm": KJMOL_NM_PER_EV_ANGSTROM,
-    "kcal/mol/angstrom for kJ/mol/nm": KJMOL_PER_KCALMOL * ANGSTROM_PER_NM,
-    "hartree/bohr for eV/angstrom": EV_PER_HARTREE / ANGSTROM_PER_BOHR,
-    "hartree/bohr for kJ/mol/nm": EV_PER_HARTREE / ANGSTROM_PER_BOHR * KJMOL_NM_PER_EV_ANGSTROM,
+    ("eV", "kJ/mol"): KJMOL_PER_EV,
+    ("kcal/mol", "kJ/mol"): KJMOL_PER_KCALMOL,
+    ("hartree", "kJ/mol"): KJMOL_PER_HARTREE,
+    ("hartree", "eV"): EV_PER_HARTREE,
+    ("eV", "kcal/mol"): KJMOL_PER_EV / KJMOL_PER_KCALMOL,
+    ("angstrom", "nm"): ANGSTROM_PER_NM,
+    ("bohr", "angstrom"): 1.0 / ANGSTROM_PER_BOHR,
+    ("eV/angstrom", "kJ/mol/nm"): KJMOL_NM_PER_EV_ANGSTROM,
+    ("kcal/mol/angstrom", "kJ/mol/nm"): KJMOL_PER_KCALMOL * ANGSTROM_PER_NM,
+    ("hartree/bohr", "eV/angstrom"): EV_PER_HARTREE / ANGSTROM_PER_BOHR,
+    ("hartree/bohr", "kJ/mol/nm"): EV_PER_HARTREE / ANGSTROM_PER_BOHR * KJMOL_NM_PER_EV_ANGSTROM,
 }
 _NEAR = 0.08
 """Of a factor, relative: forces of an inaccurate model; the nearest two factors are 18% apart."""
@@ -202,18 +268,13 @@ def _force_statistics(
 def scale_in_words(scale: float) -> str:
     """What a slope of forces on reference forces says of their units, one line."""
     text = f"forces are {scale:.4g} times the reference's"
-    for words, factor in _WRONG_UNITS.items():
-        for exact, confused in ((1.0 / factor, words), (factor, _reversed(words))):
+    for (one, other), factor in _WRONG_UNITS.items():
+        for exact, there, wanted in ((1.0 / factor, one, other), (factor, other, one)):
             if abs(scale / exact - 1.0) < _NEAR:
-                return f"{text}, as if in {confused} ({exact:.5g})"
+                return f"{text}, as if in {there} for {wanted} ({exact:.5g})"
     if abs(scale + 1.0) < _NEAR:
         return f"{text}: their sign is wrong"
     return text
-
-
-def _reversed(words: str) -> str:
-    one, other = words.split(" for ")
-    return f"{other} for {one}"
 
 
 def _elements(evidence: Evidence) -> dict[str, NDArray[np.int64]]:
@@ -273,4 +334,9 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator", "reference"}),
     take=take,
+    explained_by=(
+        *SPOILS_SURFACE,
+        Fault.ORIENTATION,
+    ),
+    symptom=Symptom.ACCURACY,
 )

@@ -48,10 +48,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    REFERENCE_FORCES,
+    SPOILS_SURFACE,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import AFTERMATH_PS
 from omm_mlff.errors import MissingPackageError
-from omm_mlff.schema import Declaration, Event, Measurement, Where
+from omm_mlff.schema import Declaration, Event, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, blocks_of_frames, jackknife, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, EV_ANGSTROM_PER_KJMOL_NM, PS_PER_FS
 
@@ -87,6 +97,7 @@ FORCE_RMSE = Declaration(
     "eV/angstrom",
     "against the teacher, on the run's frames",
     "along",
+    failure="forces are off where the run goes",
 )
 EXCURSION = Declaration(
     "along.excursion",
@@ -94,6 +105,7 @@ EXCURSION = Declaration(
     "1",
     "the same over the force error on labelled frames at that temperature",
     "along",
+    failure="the run goes where the forces are worse",
 )
 BEFORE_FAILURE = Declaration(
     "along.force_rmse_before_failure",
@@ -364,4 +376,7 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use=REFERENCE_FORCES,
+    explained_by=SPOILS_SURFACE,
+    symptom=Symptom.ACCURACY,
 )

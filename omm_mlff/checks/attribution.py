@@ -44,10 +44,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks import drift, gradient, jumps
-from omm_mlff.checks.base import Check, Evidence, absent, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import MIN_FRAMES, Sample, none_lasted, stretches, usable_replicas
 from omm_mlff.errors import InputError
-from omm_mlff.schema import Declaration, Measurement, RunSpec, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, Reason, RunSpec, Where
 from omm_mlff.statistics.intervals import Estimate, mean_over_replicas
 from omm_mlff.units import (
     EV_ANGSTROM_PER_KJMOL_NM,
@@ -147,8 +156,8 @@ class Findings:
     largest_step: str
 
 
-def named(found: Findings) -> str:
-    """The cause of a drift, its slug first, with the numbers that show it."""
+def put_down(found: Findings) -> tuple[Reason, str]:
+    """What a drift is put down to, and the numbers that show it."""
 
     def falls(ratio: float | None) -> bool:
         return ratio is not None and ratio <= FALLS_TO
@@ -157,20 +166,23 @@ def named(found: Findings) -> str:
         f"{found.largest_step}; without such steps the drift is {found.steps or 0.0:.2g} of it"
     )
     if falls(found.steps) and found.jumps_there:
-        return f"discontinuity: the potential jumps; {without}"
+        return Reason.DISCONTINUITY, f"the potential jumps; {without}"
     if falls(found.half_timestep):
-        return f"timestep: at half of it the drift is {found.half_timestep:.2g} of what it is"
+        ratio = found.half_timestep
+        return Reason.TIMESTEP, f"at half of it the drift is {ratio:.2g} of what it is"
     if falls(found.float64):
-        return f"rounding: with the model in float64 the drift is {found.float64:.2g} of what it is"
+        ratio = found.float64
+        return Reason.ROUNDING, f"with the model in float64 the drift is {ratio:.2g} of what it is"
     if falls(found.precision):
-        return f"rounding: in double precision the drift is {found.precision:.2g} of what it is"
+        ratio = found.precision
+        return Reason.ROUNDING, f"in double precision the drift is {ratio:.2g} of what it is"
     if not found.gradient_error <= found.gradient_bound:
-        return (
-            f"non-conservative force: along the run F and -dE/dx differ by "
-            f"{found.gradient_error:.2g} of F (sound: {found.gradient_bound:g})"
+        return Reason.NON_CONSERVATIVE, (
+            f"along the run F and -dE/dx differ by {found.gradient_error:.2g} of F "
+            f"(sound: {found.gradient_bound:g})"
         )
     if falls(found.steps):
-        return f"discontinuity: {without}"
+        return Reason.DISCONTINUITY, without
     tried = {
         "half the timestep": found.half_timestep,
         "float64": found.float64,
@@ -178,9 +190,18 @@ def named(found: Findings) -> str:
         "no steps": found.steps,
     }
     numbers = ", ".join(f"{name} {ratio:.2g}" for name, ratio in tried.items() if ratio is not None)
-    return (
-        f"unexplained: the drift does not fall to a quarter by anything that was tried ({numbers})"
+    return Reason.UNEXPLAINED, (
+        f"the drift does not fall to a quarter by anything that was tried ({numbers})"
     )
+
+
+def named(found: Findings) -> str:
+    """The cause of a drift in one line, such as "timestep: at half of it ..."."""
+    reason, words = put_down(found)
+    return f"{_NAMES.get(reason, reason.value)}: {words}"
+
+
+_NAMES = {Reason.NON_CONSERVATIVE: "non-conservative force"}
 
 
 def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
@@ -242,22 +263,29 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     wrong, bound = _gradient_error_and_bound(evaluator, samples, evidence)
     values[GRADIENT_ERROR.name] = wrong
     jumps_there = rest is not None and rest <= FALLS_TO and _jumps_at(evaluator, run, largest)
-    cause = named(
-        Findings(
-            values[HALF_TIMESTEP.name],
-            values[FLOAT64.name],
-            values[PRECISION.name],
-            wrong,
-            bound,
-            rest,
-            jumps_there,
-            f"the largest step of the shadow energy is {largest.energy * MEV_PER_KJMOL:.2g} meV, "
-            f"between frames {largest.frame} and {largest.frame + 1} of replica "
-            f"{largest.sample.index}",
-        )
+    found = Findings(
+        values[HALF_TIMESTEP.name],
+        values[FLOAT64.name],
+        values[PRECISION.name],
+        wrong,
+        bound,
+        rest,
+        jumps_there,
+        f"the largest step of the shadow energy is {largest.energy * MEV_PER_KJMOL:.2g} meV, "
+        f"between frames {largest.frame} and {largest.frame + 1} of replica "
+        f"{largest.sample.index}",
     )
+    reason, _ = put_down(found)
     return [
-        _row(row, values[row.name], reasons.get(row.name, ""), cause, len(samples), where)
+        _row(
+            row,
+            values[row.name],
+            reasons.get(row.name, ""),
+            named(found),
+            reason,
+            len(samples),
+            where,
+        )
         for row in CHECK.declares
     ]
 
@@ -267,13 +295,14 @@ def _row(
     value: float | None,
     reason: str,
     cause: str,
+    put_down_to: Reason,
     n_samples: int,
     where: Where,
 ) -> Measurement:
     if value is None:
         return absent(row, where, reason or "there is nothing to take it from")
     only = Estimate(value, math.inf, 1.0, -math.inf, math.inf, n_samples)
-    return sampled(row, only, where, cause)
+    return sampled(row, only, where, cause, (put_down_to,))
 
 
 Changed = tuple[Callable[[RunSpec], RunSpec], "Potential"]
@@ -304,7 +333,7 @@ def _precision(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> Chan
 
 
 def _platform(run: RunRecord) -> str:
-    return str(run.provenance["platform"])
+    return run.provenance.platform
 
 
 def _repeated_slopes(spec: RunSpec, potential: Potential, evidence: Evidence) -> list[float]:
@@ -443,4 +472,9 @@ CHECK = Check(
     criteria=(),
     needs=frozenset({"evaluator", "runs"}),
     take=for_each_run(_of_run),
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+        Fault.CUTOFF,
+    ),
 )

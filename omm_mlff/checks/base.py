@@ -14,11 +14,14 @@ from omm_mlff.errors import AnalysisError, UnsupportedSystemError
 from omm_mlff.schema import (
     Criterion,
     Declaration,
+    Fault,
     Measurement,
     MolecularSystem,
     PotentialCard,
     Purpose,
+    Reason,
     ReferenceLabels,
+    Symptom,
     Where,
 )
 from omm_mlff.statistics.intervals import Estimate, garwood
@@ -28,6 +31,37 @@ if TYPE_CHECKING:
     from omm_mlff.record.rundir import RunRecord
 
 Need = Literal["evaluator", "reference", "runs"]
+
+SPOILS_ANY = (Fault.NONDETERMINISM, Fault.HISTORY, Fault.RAISES, Fault.NAN)
+"""Faults that leave no number of a potential what it should be."""
+
+SPOILS_EVALUATION = (*SPOILS_ANY, Fault.NOISE)
+"""What explains the failure of a check that compares energies or forces with each other."""
+
+SPOILS_SURFACE = (*SPOILS_ANY, Fault.UNITS, Fault.ATOM_ORDER, Fault.FORCE_SCALE, Fault.CURL)
+"""What explains the failure of a check of where the atoms go, or of how right the forces are."""
+
+SPOILS_DYNAMICS = (
+    *SPOILS_SURFACE,
+    Fault.ORIENTATION,
+    Fault.BOX,
+    Fault.JUMP,
+    Fault.KINK,
+    Fault.RAISES_IN_REACH,
+    Fault.NAN_IN_REACH,
+    Fault.WALL,
+)
+"""What explains the failure of a check of runs."""
+
+CONSTANT_ENERGY = "constant-energy dynamics"
+WHOLE = "dynamics in which molecules stay whole"
+GEOMETRY = "the reference method's bond lengths and angles"
+REFERENCE_FORCES = "the reference method's forces"
+MINIMISATION = "minimisation, and all that needs forces to be the energy's gradient"
+MEETING = "molecules that meet"
+REPEATABLE = "results that come out again"
+FREE = "molecules that turn, travel and exchange like atoms"
+IN_OPENMM = "OpenMM in place of the bare network"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +129,7 @@ class Check:
     reads : the purposes of the runs that it is shown
     joint : it looks at all of these runs together; else at one after another
     take : the measuring function; called through `measure`
+    use, explained_by, symptom : of the measurements that do not say otherwise (see `Declaration`)
     """
 
     name: str
@@ -107,6 +142,21 @@ class Check:
     take: Callable[[Evidence], list[Measurement]]
     reads: frozenset[Purpose] = frozenset({"production"})
     joint: bool = False
+    use: str = ""
+    explained_by: tuple[Fault, ...] = ()
+    symptom: Symptom | None = None
+
+    def __post_init__(self) -> None:
+        filled = tuple(
+            dataclasses.replace(
+                row,
+                use=row.use or self.use,
+                explained_by=tuple(dict.fromkeys((*self.explained_by, *row.explained_by))),
+                symptom=row.symptom or self.symptom,
+            )
+            for row in self.declares
+        )
+        object.__setattr__(self, "declares", filled)
 
     def measure(self, evidence: Evidence) -> list[Measurement]:
         """Every measurement that was declared, or the reason why one has no meaning here.
@@ -142,10 +192,13 @@ class Check:
 
 
 def _saying(row: Measurement, words: str) -> Measurement:
-    """The same measurement, with some words more in its cause, or in its reason to be absent."""
+    """A measurement during which the potential's code has raised, which its words say as well."""
+    reasons = tuple(dict.fromkeys((*row.reasons, Reason.RAISED)))
     if row.value is None:
-        return dataclasses.replace(row, not_applicable=f"{row.not_applicable}; {words}")
-    return dataclasses.replace(row, cause=f"{row.cause}; {words}" if row.cause else words)
+        said = f"{row.not_applicable}; {words}"
+        return dataclasses.replace(row, not_applicable=said, reasons=reasons)
+    cause = f"{row.cause}; {words}" if row.cause else words
+    return dataclasses.replace(row, cause=cause, reasons=reasons)
 
 
 def absent(declaration: Declaration, where: Where, reason: str) -> Measurement:
@@ -156,16 +209,25 @@ def absent(declaration: Declaration, where: Where, reason: str) -> Measurement:
 
 
 def exact(
-    declaration: Declaration, value: float, where: Where, n_samples: int, cause: str = ""
+    declaration: Declaration,
+    value: float,
+    where: Where,
+    n_samples: int,
+    cause: str = "",
+    reasons: tuple[Reason, ...] = (),
 ) -> Measurement:
     """A deterministic measurement: the maximum over a fixed set of frames."""
     return Measurement.exact(
-        declaration.name, float(value), declaration.unit, where, n_samples, cause
+        declaration.name, float(value), declaration.unit, where, n_samples, cause, reasons
     )
 
 
 def sampled(
-    declaration: Declaration, estimate: Estimate, where: Where, cause: str = ""
+    declaration: Declaration,
+    estimate: Estimate,
+    where: Where,
+    cause: str = "",
+    reasons: tuple[Reason, ...] = (),
 ) -> Measurement:
     """A sampled measurement, or one for information, with its interval."""
     return Measurement(
@@ -180,6 +242,7 @@ def sampled(
         standard_error=estimate.standard_error,
         dof=estimate.dof,
         cause=cause,
+        reasons=reasons,
     )
 
 
@@ -191,6 +254,7 @@ def counted(
     n_replicas: int,
     exposure_ps: float,
     cause: str = "",
+    reasons: tuple[Reason, ...] = (),
 ) -> Measurement:
     """A count of events, with Garwood's interval for its expectation."""
     low, high = garwood(n_events)
@@ -205,6 +269,7 @@ def counted(
         where,
         exposure_ps=exposure_ps,
         cause=cause,
+        reasons=reasons,
     )
 
 
@@ -258,7 +323,10 @@ def for_each_run(
 def run_where(evidence: Evidence, run: RunRecord) -> Where:
     """Where a measurement of a whole run was taken."""
     return Where(
-        system=evidence.system.name, run=run.spec.name, temperature_K=run.spec.temperature_K
+        system=evidence.system.name,
+        run=run.spec.name,
+        temperature_K=run.spec.temperature_K,
+        length_ps=run.spec.length_ps,
     )
 
 

@@ -18,18 +18,37 @@ Covalent radii: Cordero et al., Dalton Trans. 2832 (2008), as RDKit tabulates th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, counted, for_each_run, run_where
+from omm_mlff.checks.base import (
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    WHOLE,
+    Check,
+    Evidence,
+    counted,
+    for_each_run,
+    run_where,
+)
 from omm_mlff.checks.frames import Sample, frames_longer_than, stretches
 from omm_mlff.dynamics.stability_watch import BOND_TIME_PS
 from omm_mlff.geometry.distances import BOND_LIMIT_NM, covalent_radii, pair_lengths
-from omm_mlff.schema import Criterion, Declaration, Event, Measurement, MolecularSystem, Where
+from omm_mlff.schema import (
+    Criterion,
+    Declaration,
+    Event,
+    EventKind,
+    Measurement,
+    MolecularSystem,
+    Reason,
+    Symptom,
+    Where,
+)
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 
 if TYPE_CHECKING:
@@ -41,14 +60,31 @@ _PIECE_NUMBERS = 300_000  # held at a time, so that they stay in the processor's
 _INCIDENT_BYTES = 4096
 
 _HYDROGEN = 1
-CRASH_KINDS = frozenset({"raised", "nan", "energy", "overlap"})
+CRASH_KINDS: frozenset[EventKind] = frozenset({"raised", "nan", "energy", "overlap"})
 """Kinds of event that are not a bond's."""
 
+_REASONS: Mapping[EventKind, tuple[Reason, ...]] = {
+    "raised": (Reason.RAISED,),
+    "nan": (Reason.NOT_FINITE,),
+}
+
 BROKEN = Declaration(
-    "stability.broken_bonds", "count", "1", "bonds broken, each once a replica", "bonds"
+    "stability.broken_bonds",
+    "count",
+    "1",
+    "bonds broken, each once a replica",
+    "bonds",
+    failure="bonds break",
+    symptom=Symptom.BROKEN_BOND,
 )
 NEW = Declaration(
-    "stability.new_bonds", "count", "1", "pairs bonded that were not, each once a replica", "bonds"
+    "stability.new_bonds",
+    "count",
+    "1",
+    "pairs bonded that were not, each once a replica",
+    "bonds",
+    failure="bonds form that should not",
+    symptom=Symptom.BROKEN_BOND,
 )
 CRASHES = Declaration(
     "stability.crashes",
@@ -56,6 +92,8 @@ CRASHES = Declaration(
     "1",
     "replicas stopped by an error, a NaN, an exploding energy or an overlap of atoms",
     "bonds",
+    failure="a run stops by itself",
+    symptom=Symptom.CRASH,
 )
 
 
@@ -67,6 +105,7 @@ class Incident:
     ----------
     frame : the first in which it was so; None for an event of the simulation
     length_nm : there
+    kind : of the event that the simulation was stopped by; "bond" where frames alone tell
     """
 
     replica: int
@@ -75,6 +114,12 @@ class Incident:
     time_ps: float
     length_nm: float
     detail: str
+    kind: EventKind = "bond"
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """What it says of the potential."""
+        return _REASONS.get(self.kind, ())
 
 
 class Streaks:
@@ -307,7 +352,9 @@ def _incident(
 
 def from_event(replica: int, event: Event) -> Incident:
     """What a simulation saw when it stopped a replica, as an incident."""
-    return Incident(replica, event.atoms, None, event.time_ps, event.value, event.detail)
+    return Incident(
+        replica, event.atoms, None, event.time_ps, event.value, event.detail, event.kind
+    )
 
 
 def transfers(
@@ -347,8 +394,10 @@ def _counted(
     moved: dict[tuple[int, tuple[int, ...]], str],
 ) -> Measurement:
     cause = ""
+    reasons: tuple[Reason, ...] = ()
     if incidents:
         first = incidents[0]
+        reasons = first.reasons
         words = first.detail
         transfer = moved.get((first.replica, first.atoms))
         if transfer and declaration is not CRASHES:
@@ -367,6 +416,7 @@ def _counted(
         n_replicas=n_replicas,
         exposure_ps=exposure,
         cause=cause,
+        reasons=reasons,
     )
 
 
@@ -395,4 +445,9 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use=WHOLE,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+    ),
 )

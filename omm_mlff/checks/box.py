@@ -37,13 +37,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, sampled
+from omm_mlff.checks.base import SPOILS_EVALUATION, Check, Evidence, absent, bounds, exact, sampled
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.invariance import relative
 from omm_mlff.checks.thermostat import molecules
 from omm_mlff.errors import AnalysisError, InputError
-from omm_mlff.forces.potential_errors import is_not_a_number, own_error
-from omm_mlff.schema import RAISED, Criterion, Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.forces.potential_errors import RAISED, is_not_a_number, own_error
+from omm_mlff.schema import (
+    Criterion,
+    Declaration,
+    Fault,
+    Measurement,
+    MolecularSystem,
+    Reason,
+    Where,
+)
 from omm_mlff.statistics.intervals import Estimate
 from omm_mlff.units import BOLTZMANN, MEV_PER_KJMOL, PS_PER_FS
 
@@ -74,6 +82,7 @@ TRANSLATION_ENERGY = Declaration(
     "meV/atom",
     "largest change of the energy when atoms, molecules or everything is moved",
     "box",
+    failure="the energy depends on the periodic image",
 )
 TRANSLATION_FORCE = Declaration(
     "box.translation_force",
@@ -81,6 +90,7 @@ TRANSLATION_FORCE = Declaration(
     "1",
     "largest relative change of the forces when atoms, molecules or everything is moved",
     "box",
+    failure="forces depend on the periodic image",
 )
 RESIZE_ENERGY = Declaration(
     "box.resize_energy",
@@ -88,6 +98,7 @@ RESIZE_ENERGY = Declaration(
     "meV/atom",
     "energy in a changed box against a Context made with that box",
     "box",
+    failure="the energy keeps to an old box",
 )
 RESIZE_FORCE = Declaration(
     "box.resize_force",
@@ -95,6 +106,7 @@ RESIZE_FORCE = Declaration(
     "1",
     "relative difference of the forces in a changed box from a Context made with that box",
     "box",
+    failure="forces keep to an old box",
 )
 PRESSURE = Declaration(
     "box.pressure", "info", "bar", "instantaneous, of the structure as given", "box"
@@ -105,6 +117,7 @@ DENSITY_CHANGE = Declaration(
     "1",
     "largest relative change of the density in a short run at constant pressure",
     "box",
+    failure="the density runs away at constant pressure",
 )
 
 
@@ -120,7 +133,7 @@ def images(
     *,
     whole: bool = False,
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """The same frames, otherwise written down: what was done, and shape (n_frames, n_atoms, 3).
+    """Frames written down otherwise: what was done, and shape (n_frames, n_atoms, 3).
 
     Parameters
     ----------
@@ -287,6 +300,7 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
 
     n_steps = int(np.clip(ATOM_STEPS // evidence.system.n_atoms, MIN_STEPS, MAX_STEPS))
     largest, cause = 0.0, ""
+    reasons: tuple[Reason, ...] = ()
     try:
         context = _npt_context(evidence)
         volume = context.getState().getPeriodicBoxVolume()._value
@@ -302,6 +316,7 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
             if not (finite and np.isfinite(ratio)):
                 largest = np.inf
                 cause = f"positions, box or energy are not finite after {step} steps of an NPT run"
+                reasons = (Reason.NOT_FINITE,)
                 break
             if abs(ratio - 1.0) >= largest:
                 largest = abs(ratio - 1.0)
@@ -309,9 +324,11 @@ def _density(evidence: Evidence, where: Where) -> Measurement:
     except openmm.OpenMMException as error:
         largest = np.inf
         cause = f"OpenMM gave up in an NPT run: {one_line(error)}"
+        reasons = (Reason.NOT_FINITE,)
         if not is_not_a_number(error):
+            reasons = (Reason.RAISED,)
             cause = f"in an NPT run {RAISED} {own_error(error, evidence.card)}"
-    return exact(DENSITY_CHANGE, largest, where, n_steps, cause)
+    return exact(DENSITY_CHANGE, largest, where, n_steps, cause, reasons)
 
 
 def _cell(system: MolecularSystem) -> NDArray[np.float64]:
@@ -387,4 +404,9 @@ CHECK = Check(
     criteria=_criteria(),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="periodic boxes",
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.RAISES_IN_REACH,
+    ),
 )

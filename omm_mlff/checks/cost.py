@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from omm_mlff.checks.base import Check, Evidence, absent, sampled
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.schema import Criterion, Declaration, Fault, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import median
 from omm_mlff.units import BYTES_PER_MIB
 
@@ -22,7 +22,14 @@ N_BLOCKS = 20
 _MS_PER_S = 1.0e3
 _BYTES_PER_KIB = 1024
 
-STEP_TIME = Declaration("cost.step_time", "sampled", "ms", "one step of one replica", "cost")
+STEP_TIME = Declaration(
+    "cost.step_time",
+    "sampled",
+    "ms",
+    "one step of one replica",
+    "cost",
+    failure="a step takes too long",
+)
 PEAK_MEMORY = Declaration(
     "cost.peak_memory", "info", "MiB", "largest resident set of this process", "cost"
 )
@@ -73,4 +80,7 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="the time that a step may take",
+    explained_by=(Fault.SLOWING_DOWN,),
+    symptom=Symptom.COST,
 )

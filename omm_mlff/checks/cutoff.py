@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.checks.base import SPOILS_EVALUATION, Check, Evidence, absent, bounds, exact
 from omm_mlff.geometry.pulled_apart import Line, two_copies
-from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, Where
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
     EV_ANGSTROM_PER_KJMOL_NM,
@@ -59,10 +59,20 @@ N_ROUGH = 4
 _HALF_WINDOW = 6  # points on each side of a crossing
 
 ENERGY_JUMP = Declaration(
-    "cutoff.energy_jump", "deterministic", "meV", "largest step of the energy", "cutoff"
+    "cutoff.energy_jump",
+    "deterministic",
+    "meV",
+    "largest step of the energy",
+    "cutoff",
+    failure="the energy jumps where a pair crosses the cutoff",
 )
 FORCE_JUMP = Declaration(
-    "cutoff.force_jump", "deterministic", "eV/angstrom", "largest step of a force", "cutoff"
+    "cutoff.force_jump",
+    "deterministic",
+    "eV/angstrom",
+    "largest step of a force",
+    "cutoff",
+    failure="forces jump where a pair crosses the cutoff",
 )
 
 
@@ -226,4 +236,11 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="atoms that come and go across the cutoff",
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.ORIENTATION,
+        Fault.BOX,
+    ),
 )

@@ -40,7 +40,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio
+from omm_mlff.checks.base import (
+    REPEATABLE,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+    ratio,
+)
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.checks.invariance import like_atoms_exchanged
 from omm_mlff.schema import Declaration, Measurement, Where
@@ -66,6 +75,7 @@ ENERGY = Declaration(
     "meV/atom",
     "largest difference between energies of one frame, asked repeatedly",
     "determinism",
+    failure="the energy differs from call to call",
 )
 FORCE = Declaration(
     "determinism.force",
@@ -73,6 +83,7 @@ FORCE = Declaration(
     "1",
     "largest relative difference between forces of one frame, asked repeatedly",
     "determinism",
+    failure="forces differ from call to call",
 )
 HISTORY = Declaration(
     "determinism.history",
@@ -80,6 +91,7 @@ HISTORY = Declaration(
     "1",
     "largest change of force or energy of a frame by what was evaluated before",
     "determinism",
+    failure="the answer depends on what was evaluated before",
 )
 
 
@@ -271,4 +283,6 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=REPEATABLE,
+    explained_by=SPOILS_EVALUATION,
 )

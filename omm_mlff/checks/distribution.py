@@ -71,9 +71,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    GEOMETRY,
+    SPOILS_SURFACE,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 
@@ -107,6 +117,7 @@ WASSERSTEIN = Declaration(
     "1",
     "largest Wasserstein-1 distance of a coordinate, in sigma, above the null",
     "distribution",
+    failure="bonds and angles are distributed otherwise",
 )
 MEAN_SHIFT = Declaration(
     "distribution.mean_shift",
@@ -114,6 +125,7 @@ MEAN_SHIFT = Declaration(
     "angstrom",
     "largest shift of the mean of a bond or of a distance that spans an angle",
     "distribution",
+    failure="bonds have another mean length at constant temperature",
 )
 ANGLE_SHIFT = Declaration(
     "distribution.angle_shift",
@@ -121,6 +133,7 @@ ANGLE_SHIFT = Declaration(
     "degree",
     "largest shift of the mean of an angle",
     "distribution",
+    failure="angles have another mean",
 )
 WASSERSTEIN_INFO = Declaration(
     "distribution.wasserstein_known",
@@ -663,4 +676,7 @@ CHECK = Check(
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
     reads=frozenset({"thermostat"}),
+    use=GEOMETRY,
+    explained_by=SPOILS_SURFACE,
+    symptom=Symptom.ACCURACY,
 )

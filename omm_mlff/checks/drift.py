@@ -35,7 +35,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    CONSTANT_ENERGY,
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import (
     MIN_FRAMES,
     Sample,
@@ -45,7 +56,7 @@ from omm_mlff.checks.frames import (
     usable_replicas,
 )
 from omm_mlff.errors import AnalysisError
-from omm_mlff.schema import Criterion, Declaration, Measurement
+from omm_mlff.schema import Criterion, Declaration, Fault, Measurement, Symptom
 from omm_mlff.statistics.intervals import mean_over_replicas
 from omm_mlff.units import KELVIN_PER_EV_PER_ATOM, MEV_PER_KJMOL, PS_PER_FS
 
@@ -56,7 +67,12 @@ _PIECE = 4096
 _BYTES_PER_NUMBER = 8
 
 DRIFT = Declaration(
-    "nve.drift", "sampled", "meV/atom/ps", "slope of Verlet's shadow energy, mean", "drift"
+    "nve.drift",
+    "sampled",
+    "meV/atom/ps",
+    "slope of Verlet's shadow energy, mean",
+    "drift",
+    failure="energy is not conserved",
 )
 DRIFT_TEMPERATURE = Declaration(
     "nve.drift_temperature", "info", "K/ns", "the drift over the harmonic heat capacity 3k", "drift"
@@ -68,6 +84,7 @@ ENERGY_CHANGE = Declaration(
     "|E_end - E_0| / |E_0|, E_0 without atomic reference energies",
     "drift",
     error_exponent=0.0,
+    failure="the energy at the end is not that of the start",
 )
 FLUCTUATION = Declaration(
     "nve.fluctuation", "info", "meV/atom", "rms of the detrended total energy", "drift"
@@ -153,7 +170,7 @@ def energies(run: RunRecord, sample: Sample) -> EnergyRecord:
 
 
 def _energies(run: RunRecord, sample: Sample) -> EnergyRecord:
-    """The same, read piece by piece."""
+    """Total and shadow energy of one replica, read piece by piece."""
     fields = ("time", "potential_energy", "kinetic_energy", "velocities", "forces")
     times, totals, shadows = [], [], []
     first = last = float("nan")
@@ -244,4 +261,12 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use=CONSTANT_ENERGY,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+        Fault.CUTOFF,
+        Fault.ATTRIBUTED,
+    ),
+    symptom=Symptom.DRIFT,
 )

@@ -26,10 +26,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
+from omm_mlff.checks.base import (
+    MEETING,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+    worst,
+)
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.geometry.pulled_apart import two_copies
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, MolecularSystem, Where
 from omm_mlff.units import ANGSTROM_PER_NM, MEV_PER_KJMOL
 
 if TYPE_CHECKING:
@@ -45,6 +54,7 @@ ENERGY = Declaration(
     "meV/atom",
     "largest |E(a and b) - E(a) - E(b)|",
     "extensivity",
+    failure="the energies of distant molecules do not add up",
 )
 FORCE = Declaration(
     "extensivity.force",
@@ -52,6 +62,7 @@ FORCE = Declaration(
     "1",
     "largest relative change of the forces by a copy far away",
     "extensivity",
+    failure="distant molecules feel each other",
 )
 
 
@@ -182,4 +193,12 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=MEETING,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.ORIENTATION,
+        Fault.BOX,
+        Fault.CUTOFF,
+    ),
 )

@@ -35,9 +35,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact, ratio, sampled
+from omm_mlff.checks.base import (
+    MINIMISATION,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    bounds,
+    exact,
+    ratio,
+    sampled,
+)
 from omm_mlff.checks.frames import static_frames
-from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, Where
 from omm_mlff.statistics.intervals import Estimate, t_estimate
 from omm_mlff.units import ANGSTROM_PER_NM, KJMOL_PER_EV, NM_PER_ANGSTROM
 
@@ -66,6 +75,7 @@ ERROR = Declaration(
     "1",
     "rms of dE/du + F.u over rms of F.u, at the best step",
     "gradient",
+    failure="forces are not the gradient of the energy",
 )
 SCALE = Declaration(
     "gradient.scale",
@@ -73,6 +83,8 @@ SCALE = Declaration(
     "1",
     "slope of the forces on -dE/dx",
     "gradient",
+    failure="forces are out of proportion to the energy",
+    explained_by=(Fault.CUTOFF, Fault.JUMP, Fault.KINK),
 )
 
 _NAMED_SCALES = {
@@ -252,4 +264,11 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=MINIMISATION,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.FORCE_SCALE,
+        Fault.CURL,
+    ),
 )

@@ -24,29 +24,68 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
+from omm_mlff.checks.base import (
+    FREE,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+    worst,
+)
 from omm_mlff.checks.frames import static_frames
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.schema import Criterion, Declaration, Fault, Measurement, Where
 from omm_mlff.units import MEV_PER_KJMOL
 
 N_FRAMES = 16
 TRANSLATION_NM = 3.0
 
 
-def _declared(name: str, unit: str, meaning: str) -> Declaration:
-    return Declaration(f"invariance.{name}", "deterministic", unit, meaning, "invariance")
+def _declared(name: str, unit: str, meaning: str, failure: str) -> Declaration:
+    return Declaration(
+        f"invariance.{name}", "deterministic", unit, meaning, "invariance", failure=failure
+    )
 
 
 ENERGY = {
-    name: _declared(f"{name}_energy", "meV/atom", f"largest change of the energy under {name}")
-    for name in ("rotation", "translation", "permutation")
+    name: _declared(
+        f"{name}_energy",
+        "meV/atom",
+        f"largest change of the energy under {name}",
+        f"the energy depends on {what}",
+    )
+    for name, what in (
+        ("rotation", "the orientation"),
+        ("translation", "the position"),
+        ("permutation", "the order of like atoms"),
+    )
 }
 FORCE = {
-    name: _declared(f"{name}_force", "1", f"largest relative change of the forces under {name}")
-    for name in ENERGY
+    name: _declared(
+        f"{name}_force", "1", f"largest relative change of the forces under {name}", failure
+    )
+    for name, failure in (
+        ("rotation", "forces do not turn with the molecule"),
+        ("translation", "forces depend on the position"),
+        ("permutation", "forces depend on the order of like atoms"),
+    )
 }
-NET_FORCE = _declared("net_force", "1", "|sum F| over the rms force")
-NET_TORQUE = _declared("net_torque", "1", "|sum r x F| over rms force times radius of gyration")
+NET_FORCE = _declared(
+    "net_force",
+    "1",
+    "|sum F| over the rms force",
+    failure="the molecule pulls on itself",
+)
+NET_TORQUE = dataclasses.replace(
+    _declared(
+        "net_torque",
+        "1",
+        "|sum r x F| over rms force times radius of gyration",
+        "the molecule turns itself",
+    ),
+    explained_by=(Fault.CURL,),
+)
 
 Transformed = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -169,4 +208,11 @@ CHECK = Check(
     criteria=_criteria(),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=FREE,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.ATOM_ORDER,
+        Fault.ORIENTATION,
+        Fault.BOX,
+    ),
 )

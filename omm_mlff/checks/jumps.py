@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact
+from omm_mlff.checks.base import CONSTANT_ENERGY, SPOILS_EVALUATION, Check, Evidence, bounds, exact
 from omm_mlff.checks.frames import Sample, static_frames, stretches
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, MolecularSystem, Reason, Where
 from omm_mlff.units import (
     EV_ANGSTROM_PER_KJMOL_NM,
     MEV_PER_KJMOL,
@@ -80,13 +80,21 @@ FORCE_LIMIT = 0.01  # eV/angstrom
 ENERGY_STEP_KJMOL = 0.25 * ENERGY_LIMIT / MEV_PER_KJMOL
 """From here on the energy steps; below, a change of the force is a kink."""
 
-ENERGY = Declaration("jumps.energy", "deterministic", "meV", "largest step of the energy", "jumps")
+ENERGY = Declaration(
+    "jumps.energy",
+    "deterministic",
+    "meV",
+    "largest step of the energy",
+    "jumps",
+    failure="the energy jumps",
+)
 FORCE = Declaration(
     "jumps.force",
     "deterministic",
     "eV/angstrom",
     "largest step of a force where the energy steps too",
     "jumps",
+    failure="forces jump",
 )
 KINK = Declaration(
     "jumps.kink",
@@ -94,6 +102,7 @@ KINK = Declaration(
     "eV/angstrom",
     "largest step of a force where the energy does not step",
     "jumps",
+    failure="the forces turn abruptly",
 )
 
 
@@ -432,7 +441,10 @@ def take(evidence: Evidence) -> list[Measurement]:
             steps, hole = zoom(evaluator, segments)
     if hole:
         cause = f"NaN in a region: {hole}"
-        return [exact(row, math.inf, where, len(segments) or 1, cause) for row in CHECK.declares]
+        n = len(segments) or 1
+        return [
+            exact(row, math.inf, where, n, cause, (Reason.NOT_FINITE,)) for row in CHECK.declares
+        ]
     n = max(1, len(steps))
     names = [f"{a.element.symbol}{i}" for i, a in enumerate(evidence.system.topology.atoms())]
     stepping = [step for step in steps if step.of_energy]
@@ -484,4 +496,15 @@ CHECK = Check(
     needs=frozenset({"evaluator", "runs"}),
     take=take,
     joint=True,
+    use=CONSTANT_ENERGY,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.CUTOFF,
+        Fault.JUMP,
+        Fault.KINK,
+        Fault.RAISES_IN_REACH,
+        Fault.NAN_IN_REACH,
+        Fault.WALL,
+    ),
 )

@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import (
+    FREE,
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
     Check,
     Evidence,
     absent,
@@ -30,7 +33,7 @@ from omm_mlff.checks.base import (
     worst,
 )
 from omm_mlff.checks.frames import in_words, none_lasted, stretches, usable_replicas
-from omm_mlff.schema import Declaration, Measurement
+from omm_mlff.schema import Declaration, Fault, Measurement
 
 if TYPE_CHECKING:
     from omm_mlff.record.rundir import RunRecord
@@ -38,7 +41,12 @@ if TYPE_CHECKING:
 _PIECE = 4096
 
 MOMENTUM = Declaration(
-    "nve.momentum", "deterministic", "1", "largest |sum m v| over sum m |v|", "momentum"
+    "nve.momentum",
+    "deterministic",
+    "1",
+    "largest |sum m v| over sum m |v|",
+    "momentum",
+    failure="momentum is not conserved",
 )
 ANGULAR_MOMENTUM = Declaration(
     "nve.angular_momentum",
@@ -46,6 +54,7 @@ ANGULAR_MOMENTUM = Declaration(
     "1",
     "largest |sum m r x v| over sum m |r| |v|, about the centre of mass",
     "momentum",
+    failure="angular momentum is not conserved",
 )
 
 
@@ -170,4 +179,11 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use=FREE,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+        Fault.CUTOFF,
+        Fault.ATTRIBUTED,
+    ),
 )

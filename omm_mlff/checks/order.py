@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact, ratio
+from omm_mlff.checks.base import IN_OPENMM, Check, Evidence, bounds, exact, ratio
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.schema import Declaration, Measurement, Where
 
@@ -44,6 +44,7 @@ SWAP = Declaration(
     "1",
     "1 where another order of the atoms fits the labels",
     "order",
+    failure="the atoms are taken in another order",
 )
 
 
@@ -154,4 +155,5 @@ CHECK = Check(
     criteria=bounds(SWAP, "it is 0 or 1", high=(None, 0.5)),
     needs=frozenset({"evaluator", "reference"}),
     take=take,
+    use=IN_OPENMM,
 )

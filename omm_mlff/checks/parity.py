@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, worst
+from omm_mlff.checks.base import (
+    IN_OPENMM,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+    worst,
+)
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.schema import Declaration, Measurement, Where
@@ -30,10 +39,20 @@ if TYPE_CHECKING:
 N_FRAMES = 16
 
 ENERGY = Declaration(
-    "parity.energy", "deterministic", "meV/atom", "largest difference of the energy", "parity"
+    "parity.energy",
+    "deterministic",
+    "meV/atom",
+    "largest difference of the energy",
+    "parity",
+    failure="OpenMM computes another energy than the network",
 )
 FORCE = Declaration(
-    "parity.force", "deterministic", "eV/angstrom", "largest difference of a component", "parity"
+    "parity.force",
+    "deterministic",
+    "eV/angstrom",
+    "largest difference of a component",
+    "parity",
+    failure="OpenMM computes other forces than the network",
 )
 
 
@@ -101,4 +120,6 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=IN_OPENMM,
+    explained_by=SPOILS_EVALUATION,
 )

@@ -42,7 +42,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact, ratio, worst
+from omm_mlff.checks.base import (
+    REPEATABLE,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+    ratio,
+    worst,
+)
 from omm_mlff.checks.frames import static_frames
 from omm_mlff.schema import Criterion, Declaration, Measurement, Precision, Where
 from omm_mlff.units import MEV_PER_KJMOL, NM_PER_ANGSTROM
@@ -57,17 +67,49 @@ N_POINTS = 24
 ORDER = 10
 
 
-def _declared(name: str, unit: str, meaning: str) -> Declaration:
-    return Declaration(f"precision.{name}", "deterministic", unit, meaning, "precision")
+def _declared(name: str, unit: str, meaning: str, failure: str) -> Declaration:
+    return Declaration(
+        f"precision.{name}", "deterministic", unit, meaning, "precision", failure=failure
+    )
 
 
-ENERGY_NOISE = _declared("energy_noise", "meV/atom", "standard deviation of one energy")
-FORCE_NOISE = _declared("force_noise", "1", "standard deviation of one force over the rms force")
-FLOAT64_ENERGY = _declared("float64_energy", "meV/atom", "largest difference to the float64 twin")
-FLOAT64_FORCE = _declared("float64_force", "1", "largest relative difference to the float64 twin")
+ENERGY_NOISE = _declared(
+    "energy_noise",
+    "meV/atom",
+    "standard deviation of one energy",
+    failure="the energy is rounded coarsely",
+)
+FORCE_NOISE = _declared(
+    "force_noise",
+    "1",
+    "standard deviation of one force over the rms force",
+    failure="the forces are noisy",
+)
+FLOAT64_ENERGY = _declared(
+    "float64_energy",
+    "meV/atom",
+    "largest difference to the float64 twin",
+    failure="the dtype changes the energy",
+)
+FLOAT64_FORCE = _declared(
+    "float64_force",
+    "1",
+    "largest relative difference to the float64 twin",
+    failure="the dtype changes the forces",
+)
 PLATFORM_FORCE: dict[Precision, Declaration] = {
-    "single": _declared("single_force", "1", "forces in single precision against double"),
-    "mixed": _declared("mixed_force", "1", "forces in mixed precision against double"),
+    "single": _declared(
+        "single_force",
+        "1",
+        "forces in single precision against double",
+        failure="single precision changes the forces",
+    ),
+    "mixed": _declared(
+        "mixed_force",
+        "1",
+        "forces in mixed precision against double",
+        failure="mixed precision changes the forces",
+    ),
 }
 
 
@@ -263,4 +305,6 @@ CHECK = Check(
     criteria=_criteria(),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=REPEATABLE,
+    explained_by=SPOILS_EVALUATION,
 )

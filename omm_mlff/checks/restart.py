@@ -27,9 +27,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
-from omm_mlff.forces.potential_errors import is_not_a_number, own_error
-from omm_mlff.schema import RAISED, Declaration, Measurement, Where
+from omm_mlff.checks.base import (
+    REPEATABLE,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+)
+from omm_mlff.forces.potential_errors import RAISED, is_not_a_number, own_error
+from omm_mlff.schema import Declaration, Measurement, Reason, Where
 from omm_mlff.units import BOLTZMANN
 
 if TYPE_CHECKING:
@@ -52,6 +60,7 @@ STATE = Declaration(
     "1",
     "largest departure after a restart from a serialised State, over the way travelled",
     "restart",
+    failure="a run does not go on from its State",
 )
 CHECKPOINT = Declaration(
     "restart.checkpoint",
@@ -59,6 +68,7 @@ CHECKPOINT = Declaration(
     "1",
     "largest departure after a restart from a checkpoint, over the way travelled",
     "restart",
+    failure="a run does not go on from its checkpoint",
 )
 
 
@@ -100,6 +110,7 @@ def take(evidence: Evidence) -> list[Measurement]:
     found = []
     for row, what in ((STATE, "a State"), (CHECKPOINT, "a checkpoint")):
         worst, cause = -1.0, ""
+        reasons: tuple[Reason, ...] = ()
         for held, which in ((same, "the same Context"), (another, "another Context")):
             context = held.context
             held.ready()
@@ -113,20 +124,23 @@ def take(evidence: Evidence) -> list[Measurement]:
             except openmm.OpenMMException as error:
                 off = np.full(len(end), np.inf)
                 cause = f"{what} does not go on in {which}: {_in_words(error, evidence)}"
+                reasons = (Reason.NOT_FINITE if is_not_a_number(error) else Reason.RAISED,)
             stopped = _stopped(held)
             if stopped:
                 off = np.full(len(end), np.inf)
                 cause = f"{what} does not go on in {which}: {stopped}"
+                reasons = (Reason.NOT_FINITE if held.raised() is None else Reason.RAISED,)
             off = np.where(np.isfinite(off), off, np.inf)
             atom = int(off.argmax())
             if off[atom] > worst:
                 worst = float(off[atom])
                 if np.isfinite(worst) or not cause:
+                    reasons = ()
                     cause = (
                         f"{n_steps} steps after a restart from {what} in {which}, {names[atom]} "
                         f"is off by {worst:.2g} of the way travelled"
                     )
-        found.append(exact(row, worst, where, 2, cause))
+        found.append(exact(row, worst, where, 2, cause, reasons))
     return found
 
 
@@ -173,4 +187,6 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=REPEATABLE,
+    explained_by=SPOILS_EVALUATION,
 )

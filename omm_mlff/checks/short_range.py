@@ -46,11 +46,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.checks.base import MEETING, SPOILS_EVALUATION, Check, Evidence, absent, bounds, exact
 from omm_mlff.dynamics.stability_watch import OVERLAP_FRACTION
 from omm_mlff.geometry.distances import covalent_radii, pair_lengths
 from omm_mlff.geometry.scans import Scan, atom_names, bond_scans, collision, in_vacuum
-from omm_mlff.schema import Criterion, Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import (
+    Criterion,
+    Declaration,
+    Fault,
+    Measurement,
+    MolecularSystem,
+    Reason,
+    Symptom,
+    Where,
+)
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
     BOLTZMANN,
@@ -101,6 +110,7 @@ BARRIER = Declaration(
     "eV",
     "least rise of the energy before it turns over, over all bonds and approaches",
     "short_range",
+    failure="atoms can pass through each other",
 )
 BINDING = Declaration(
     "short_range.binding",
@@ -108,6 +118,8 @@ BINDING = Declaration(
     "eV",
     "depth of the deepest minimum of two copies of the molecule",
     "short_range",
+    failure="two molecules bind far too strongly",
+    symptom=Symptom.ACCURACY,
 )
 TEMPERATURE = Declaration(
     "short_range.temperature", "info", "K", "at which the barrier is 30 kT", "short_range"
@@ -118,6 +130,7 @@ HOLE = Declaration(
     "eV",
     "how far below the accessible energy atoms on top of each other were found",
     "short_range",
+    failure="there is a hole in the energy surface",
 )
 
 
@@ -245,7 +258,7 @@ def climb_all(evaluator: Evaluator, lines: list[Line], *, block: int) -> list[Cl
 
 
 def _refined(evaluator: Evaluator, line: Line, climb: Climb, lowest: float) -> Climb:
-    """The same with points between the highest one and its neighbours."""
+    """A climb with points added between the highest one and its neighbours."""
     edges = line.coordinates[climb.at - 1], line.coordinates[climb.at + 1]
     energies = evaluator.energies(line.scan.at(np.linspace(*edges, _N_FINE)))
     finite = energies[: int(np.isfinite(energies).argmin()) or None]
@@ -371,7 +384,7 @@ def way_in(
 
 
 def _evenly(images: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same path with its images at equal distances along it."""
+    """A path with its images at equal distances along it."""
     lengths = np.sqrt((np.diff(images, axis=0) ** 2).sum(axis=(1, 2)))
     travelled = np.concatenate(([0.0], np.cumsum(lengths)))
     wanted = np.linspace(0.0, travelled[-1], len(images))
@@ -478,12 +491,15 @@ def _walls(
     lowest = min(range(len(lines)), key=lambda k: climbs[k].height)
     line, climb = lines[lowest], climbs[lowest]
     cause = _in_words(line, climb) + (f"; approaches left out: {skipped}" if skipped else "")
+    reasons = (Reason.NOT_FINITE,) if climb.end == "not a number" else ()
     kelvin = climb.height / (N_KT * BOLTZMANN)
     if climb.end != "ceiling":
         where = dataclasses.replace(where, atoms=line.scan.atoms)
     return [
-        exact(BARRIER, climb.height * EV_PER_KJMOL, where, len(lines), cause),
-        dataclasses.replace(exact(TEMPERATURE, kelvin, where, len(lines), cause), kind="info"),
+        exact(BARRIER, climb.height * EV_PER_KJMOL, where, len(lines), cause, reasons),
+        dataclasses.replace(
+            exact(TEMPERATURE, kelvin, where, len(lines), cause, reasons), kind="info"
+        ),
         binding,
     ]
 
@@ -516,7 +532,8 @@ def _hole(
     found, rest_energy = deepest_hole(evaluator, system, evidence.random(CHECK.name))
     n_samples = n_starts(system) * N_STEPS
     if not math.isfinite(rest_energy):
-        return exact(HOLE, math.inf, where, n_samples, "the energy at rest is not finite")
+        cause = "the energy at rest is not finite"
+        return exact(HOLE, math.inf, where, n_samples, cause, (Reason.NOT_FINITE,))
     if found is None:
         return exact(HOLE, 0.0, where, n_samples, "none found")
     i, j = np.triu_indices(system.n_atoms, k=1)
@@ -577,4 +594,12 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=MEETING,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.ATOM_ORDER,
+        Fault.RAISES_IN_REACH,
+        Fault.NAN_IN_REACH,
+    ),
 )

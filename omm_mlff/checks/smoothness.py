@@ -40,7 +40,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.checks.base import (
+    MINIMISATION,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+)
 from omm_mlff.geometry.scans import (
     BondScan,
     Scan,
@@ -49,7 +57,7 @@ from omm_mlff.geometry.scans import (
     in_vacuum,
     torsion_scans,
 )
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, MolecularSystem, Reason, Symptom, Where
 from omm_mlff.units import (
     ANGSTROM_PER_NM,
     BOLTZMANN,
@@ -81,15 +89,42 @@ _REACH = 3  # points on each side of an interval's own
 _WEIGHTS = np.array([1.0, -7.0, 21.0, -35.0, 35.0, -21.0, 7.0, -1.0]) / 20.0
 
 
-def _declared(name: str, unit: str, meaning: str) -> Declaration:
-    return Declaration(f"smoothness.{name}", "deterministic", unit, meaning, "smoothness")
+def _declared(name: str, unit: str, meaning: str, failure: str) -> Declaration:
+    return Declaration(
+        f"smoothness.{name}", "deterministic", unit, meaning, "smoothness", failure=failure
+    )
 
 
-SCAN_FORCE = _declared("scan_force", "eV/angstrom", "largest step of the force along a bond")
-SCAN_ENERGY = _declared("scan_energy", "meV", "largest step of the energy along a bond")
-TORSION_FORCE = _declared("torsion_force", "eV/angstrom", "largest step of the force in a torsion")
-TORSION_ENERGY = _declared("torsion_energy", "meV", "largest step of the energy in a torsion")
-EXTREMA = _declared("extrema", "1", "extrema of the energy along a bond, but for one minimum")
+SCAN_FORCE = _declared(
+    "scan_force",
+    "eV/angstrom",
+    "largest step of the force along a bond",
+    failure="the force steps along a bond",
+)
+SCAN_ENERGY = _declared(
+    "scan_energy",
+    "meV",
+    "largest step of the energy along a bond",
+    failure="the energy steps along a bond",
+)
+TORSION_FORCE = _declared(
+    "torsion_force",
+    "eV/angstrom",
+    "largest step of the force in a torsion",
+    failure="the force steps in a torsion",
+)
+TORSION_ENERGY = _declared(
+    "torsion_energy",
+    "meV",
+    "largest step of the energy in a torsion",
+    failure="the energy steps in a torsion",
+)
+EXTREMA = _declared(
+    "extrema",
+    "1",
+    "extrema of the energy along a bond, but for one minimum",
+    failure="the energy along a bond has more than one minimum",
+)
 CURVATURE = Declaration(
     "smoothness.curvature",
     "info",
@@ -350,7 +385,7 @@ def _bonds(evaluator: Evaluator, system: MolecularSystem, where: Where) -> list[
     return [
         _of_step(SCAN_FORCE, force, where, n_frames, ANGSTROM_PER_NM, "angstrom"),
         _of_step(SCAN_ENERGY, energy, where, n_frames, ANGSTROM_PER_NM, "angstrom"),
-        exact(EXTREMA, extra, at_extra, n_frames, cause),
+        exact(EXTREMA, extra, at_extra, n_frames, cause, _reasons(extra)),
         dataclasses.replace(exact(CURVATURE, stiffest, at_stiffest, n_frames, stiff), kind="info"),
     ]
 
@@ -402,7 +437,12 @@ def _of_step(
     kind = "a step" if math.isfinite(step.size) else "not a number"
     cause = f"{step.label}: {kind} at {step.at * factor:.4g} {unit}"
     spot = dataclasses.replace(where, atoms=step.atoms)
-    return exact(row, step.size, spot, n_frames, cause)
+    return exact(row, step.size, spot, n_frames, cause, _reasons(step.size))
+
+
+def _reasons(value: float) -> tuple[Reason, ...]:
+    """Of a size that is infinite where something was not finite."""
+    return () if math.isfinite(value) else (Reason.NOT_FINITE,)
 
 
 _SCALE = (
@@ -425,4 +465,17 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use=MINIMISATION,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        Fault.UNITS,
+        Fault.ATOM_ORDER,
+        Fault.CUTOFF,
+        Fault.JUMP,
+        Fault.KINK,
+        Fault.RAISES_IN_REACH,
+        Fault.NAN_IN_REACH,
+        Fault.WALL,
+    ),
+    symptom=Symptom.ROUGH,
 )

@@ -56,10 +56,20 @@ SETTLING = 0.25
 _BYTES_PER_KB = 1000.0
 
 SLOWDOWN = Declaration(
-    "soak.slowdown", "sampled", "1", "steady growth of the time of a step over the run", "soak"
+    "soak.slowdown",
+    "sampled",
+    "1",
+    "steady growth of the time of a step over the run",
+    "soak",
+    failure="steps grow slower",
 )
 MEMORY_GROWTH = Declaration(
-    "soak.memory_growth", "sampled", "kB/step", "steady growth of the resident memory", "soak"
+    "soak.memory_growth",
+    "sampled",
+    "kB/step",
+    "steady growth of the resident memory",
+    "soak",
+    failure="memory grows with every step",
 )
 
 
@@ -163,4 +173,5 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use="long runs",
 )

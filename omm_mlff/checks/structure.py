@@ -26,10 +26,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    GEOMETRY,
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
 from omm_mlff.geometry.distances import pair_lengths
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, ReferenceLabels
+from omm_mlff.schema import Declaration, Measurement, MolecularSystem, ReferenceLabels, Symptom
 from omm_mlff.statistics.intervals import (
     Estimate,
     blocks_of_frames,
@@ -54,6 +65,7 @@ BOND_SHIFT = Declaration(
     "angstrom",
     "largest shift of a bond's mean length from the reference frames'",
     "structure",
+    failure="bonds have another mean length",
 )
 BOND_SPREAD = Declaration(
     "structure.bond_spread",
@@ -209,4 +221,10 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use=GEOMETRY,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+    ),
+    symptom=Symptom.ACCURACY,
 )

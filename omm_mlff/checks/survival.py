@@ -41,9 +41,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omm_mlff.checks.base import Check, Evidence, absent, counted, exact, sampled
+from omm_mlff.checks.base import (
+    SPOILS_DYNAMICS,
+    WHOLE,
+    Check,
+    Evidence,
+    absent,
+    counted,
+    exact,
+    sampled,
+)
 from omm_mlff.checks.bonds import Incident, IncidentScan, from_event, transfers
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where
+from omm_mlff.schema import Criterion, Declaration, Measurement, Reason, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, garwood
 from omm_mlff.statistics.kaplan_meier import replicas_needed, survival_at
 from omm_mlff.units import PS_PER_NS
@@ -74,6 +83,7 @@ HIGHEST = Declaration(
     "K",
     "highest temperature of the ladder with no event there and below",
     "survival",
+    failure="it breaks at room temperature",
 )
 LOWEST = Declaration(
     "survival.lowest_failure",
@@ -81,6 +91,7 @@ LOWEST = Declaration(
     "K",
     "lowest temperature of the ladder with an event",
     "survival",
+    failure="it breaks not far above room temperature",
 )
 
 
@@ -155,6 +166,7 @@ def _of_rung(outcomes: list[Outcome], where: Where) -> list[Measurement]:
             n_replicas=len(outcomes),
             exposure_ps=exposure,
             cause=_in_words(first, n_events, len(outcomes)),
+            reasons=_reasons(first),
         )
     ]
     survival = survival_at(float(_end(outcomes)), until, had)
@@ -192,21 +204,21 @@ def _of_all(rungs: dict[float, list[Outcome]], where: Where) -> list[Measurement
     sound = [kelvin for kelvin in rungs if lowest is None or kelvin < lowest]
     highest = max(sound, default=0.0)
     if lowest is None:
-        words, at_lowest = f"no event; run: {ran}", where
+        words, at_lowest, reasons = f"no event; run: {ran}", where, _reasons(None)
         reason = f"no event at any temperature; run: {ran}"
         of_lowest = absent(LOWEST, where, reason)
     else:
         first = _first(rungs[lowest])
         n_events = sum(item.incident is not None for item in rungs[lowest])
         what = f"at {lowest:g} K {_in_words(first, n_events, len(rungs[lowest]))}"
-        words, at_lowest = f"{what}; run: {ran}", _at(where, first)
+        words, at_lowest, reasons = f"{what}; run: {ran}", _at(where, first), _reasons(first)
         at_lowest = dataclasses.replace(at_lowest, temperature_K=lowest)
-        of_lowest = exact(LOWEST, lowest, at_lowest, n_replicas, words)
+        of_lowest = exact(LOWEST, lowest, at_lowest, n_replicas, words, reasons)
     if highest < REQUIRED_K and (lowest is None or lowest > REQUIRED_K):
         reason = f"nothing is known of {REQUIRED_K:g} K: add a run there; {words}"
         return [absent(HIGHEST, where, reason), of_lowest]
     at_highest = dataclasses.replace(at_lowest, temperature_K=None)
-    return [exact(HIGHEST, highest, at_highest, n_replicas, words), of_lowest]
+    return [exact(HIGHEST, highest, at_highest, n_replicas, words, reasons), of_lowest]
 
 
 def _first(outcomes: list[Outcome]) -> Outcome | None:
@@ -215,13 +227,14 @@ def _first(outcomes: list[Outcome]) -> Outcome | None:
 
 
 def _at(where: Where, first: Outcome | None) -> Where:
-    """The same place, with the replica, the frame and the atoms of an event."""
+    """A place with the replica, the frame and the atoms of an event added."""
     if first is None or first.incident is None:
         return where
     incident = first.incident
     return dataclasses.replace(
         where,
         run=first.run.spec.name,
+        length_ps=first.run.spec.length_ps,
         replica=incident.replica,
         frame=incident.frame,
         atoms=incident.atoms,
@@ -235,6 +248,10 @@ def _in_words(first: Outcome | None, n_events: int, n_replicas: int) -> str:
         f"{first.words}, replica {first.incident.replica} of {first.run.spec.name} at "
         f"{first.until_ps:.4g} ps; {n_events} of {n_replicas} replicas"
     )
+
+
+def _reasons(first: Outcome | None) -> tuple[Reason, ...]:
+    return () if first is None or first.incident is None else first.incident.reasons
 
 
 def _end(outcomes: list[Outcome]) -> float:
@@ -282,4 +299,7 @@ CHECK = Check(
     take=_of_ladder,
     reads=frozenset({"production", "survival"}),
     joint=True,
+    use=WHOLE,
+    explained_by=SPOILS_DYNAMICS,
+    symptom=Symptom.CRASH,
 )

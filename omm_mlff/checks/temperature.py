@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, for_each_run, run_where, sampled
+from omm_mlff.checks.base import (
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    for_each_run,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import in_words, none_lasted, usable_replicas
-from omm_mlff.schema import Declaration, Measurement
+from omm_mlff.schema import Declaration, Fault, Measurement, Symptom
 from omm_mlff.statistics.intervals import mean_over_replicas
 from omm_mlff.units import BOLTZMANN
 
@@ -28,7 +38,12 @@ TEMPERATURE = Declaration(
     "nve.temperature", "sampled", "K", "mean over the second half and the replicas", "temperature"
 )
 TEMPERATURE_ERROR = Declaration(
-    "nve.temperature_error", "sampled", "%", "deviation of the mean from the target", "temperature"
+    "nve.temperature_error",
+    "sampled",
+    "%",
+    "deviation of the mean from the target",
+    "temperature",
+    failure="the run is not at the temperature asked for",
 )
 
 
@@ -75,4 +90,12 @@ CHECK = Check(
     ),
     needs=frozenset({"runs"}),
     take=for_each_run(_of_run),
+    use="dynamics at the temperature asked for",
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+        Fault.CUTOFF,
+        Fault.ATTRIBUTED,
+    ),
+    symptom=Symptom.TEMPERATURE,
 )

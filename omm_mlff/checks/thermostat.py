@@ -55,7 +55,16 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.special import expit, stdtrit
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, run_where, sampled
+from omm_mlff.checks.base import (
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    run_where,
+    sampled,
+)
 from omm_mlff.checks.frames import (
     MIN_FRAMES,
     Sample,
@@ -64,8 +73,9 @@ from omm_mlff.checks.frames import (
     stretches,
     usable_replicas,
 )
+from omm_mlff.errors import AnalysisError
 from omm_mlff.geometry.distances import minimum_image
-from omm_mlff.schema import CONFIDENCE, Declaration, Measurement, Where
+from omm_mlff.schema import CONFIDENCE, Declaration, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, jackknife, mean_over_replicas
 from omm_mlff.units import BOLTZMANN
 
@@ -88,6 +98,7 @@ TEMPERATURE_ERROR = Declaration(
     "%",
     "deviation of the mean kinetic temperature from the target",
     "thermostat",
+    failure="the thermostat does not hold the temperature",
 )
 EQUIPARTITION = Declaration(
     "thermostat.equipartition",
@@ -95,6 +106,7 @@ EQUIPARTITION = Declaration(
     "%",
     "the same of the element or kind of motion that is off by most beyond doubt",
     "thermostat",
+    failure="motions have different temperatures",
 )
 ATOM = Declaration(
     "thermostat.atom_temperature",
@@ -109,6 +121,7 @@ KINETIC_DISTRIBUTION = Declaration(
     "%",
     "deviation of the temperature of the kinetic energy's width from the target",
     "thermostat",
+    failure="kinetic energies are distributed otherwise",
 )
 ENSEMBLE = Declaration(
     "thermostat.ensemble",
@@ -116,6 +129,7 @@ ENSEMBLE = Declaration(
     "%",
     "deviation of the slope of ln P_2(E) / P_1(E) from 1 / kT_1 - 1 / kT_2",
     "thermostat",
+    failure="energies are not distributed as in the canonical ensemble",
 )
 _OF_A_RUN = (TEMPERATURE_ERROR, EQUIPARTITION, ATOM, KINETIC_DISTRIBUTION)
 
@@ -183,7 +197,10 @@ def equilibrated(run: RunRecord) -> Equilibrated:
 
 def forgotten_ps(run: RunRecord) -> float:
     """How long the start of a run is remembered."""
-    return FORGOTTEN / float(run.provenance["integrator"]["friction_per_ps"])
+    friction = run.provenance.integrator.friction_per_ps
+    if not friction:
+        raise AnalysisError(f"run {run.spec.name} was under no thermostat")
+    return FORGOTTEN / friction
 
 
 def molecules(
@@ -478,7 +495,8 @@ def _ensemble(evidence: Evidence, parts: Sequence[Equilibrated]) -> Measurement:
         estimates.append(estimate)
     estimate, index = most_certain(estimates)
     cold, warm = pairs[index]
-    where = dataclasses.replace(where, run=by_temperature[cold].run.spec.name)
+    spec = by_temperature[cold].run.spec
+    where = dataclasses.replace(where, run=spec.name, length_ps=spec.length_ps)
     cause = (
         f"the energies at {cold:g} and {warm:g} K differ by {1.0 + 0.01 * estimate.value:.3g} "
         "times the Boltzmann factor"
@@ -557,4 +575,10 @@ CHECK = Check(
     take=take,
     reads=frozenset({"thermostat"}),
     joint=True,
+    use="the canonical ensemble, under a thermostat",
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+    ),
+    symptom=Symptom.TEMPERATURE,
 )

@@ -38,9 +38,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks import drift
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, sampled
+from omm_mlff.checks.base import (
+    CONSTANT_ENERGY,
+    SPOILS_DYNAMICS,
+    SPOILS_EVALUATION,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    sampled,
+)
 from omm_mlff.checks.frames import in_words, usable_replicas
-from omm_mlff.schema import Declaration, Measurement, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, RunSpec, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, mean_over_replicas, t_estimate
 from omm_mlff.units import MEV_PER_KJMOL
 
@@ -57,6 +66,7 @@ EXPONENT = Declaration(
     "1",
     "power of the timestep with which the total energy fluctuates",
     "timestep",
+    failure="the energy does not fluctuate as the timestep squared",
 )
 LARGEST_SAFE = Declaration(
     "timestep.largest_safe",
@@ -73,7 +83,7 @@ class Rung:
 
     Attributes
     ----------
-    run : name of the first of these runs
+    spec : of the first of these runs
     log_ratio : logarithm of the rms of the total energy about its line over the rms of what
         Verlet's shadow energy accounts for
     drifts : slope of the shadow energy, meV/atom/ps
@@ -81,7 +91,7 @@ class Rung:
     """
 
     timestep_fs: float
-    run: str
+    spec: RunSpec
     log_ratio: list[float] = field(default_factory=list)
     drifts: list[float] = field(default_factory=list)
     n_stopped: int = 0
@@ -139,7 +149,7 @@ def _ladders(runs: Sequence[RunRecord]) -> tuple[dict[float, list[Rung]], list[s
         if run.spec.record_stride != 1:
             continue
         rungs = by_temperature.setdefault(run.spec.temperature_K, {})
-        rung = rungs.setdefault(run.spec.timestep_fs, Rung(run.spec.timestep_fs, run.spec.name))
+        rung = rungs.setdefault(run.spec.timestep_fs, Rung(run.spec.timestep_fs, run.spec))
         rung.n_stopped += len(run.events)
         samples, left_out = usable_replicas(run)
         all_left_out += left_out
@@ -188,7 +198,9 @@ def _exponent(ladders: dict[float, list[Rung]], left_out: list[str], where: Wher
         cause += "; what does not shrink with the timestep is a wrong force, a step or rounding"
     if left_out:
         cause += f"; {in_words(left_out)}"
-    return sampled(EXPONENT, estimate, dataclasses.replace(where, run=fitted[0].run), cause)
+    spec = fitted[0].spec
+    where = dataclasses.replace(where, run=spec.name, length_ps=spec.length_ps)
+    return sampled(EXPONENT, estimate, where, cause)
 
 
 def _largest_safe(ladders: dict[float, list[Rung]], where: Where) -> Measurement:
@@ -245,4 +257,12 @@ CHECK = Check(
     take=take,
     reads=frozenset({"production", "timestep"}),
     joint=True,
+    use=CONSTANT_ENERGY,
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_DYNAMICS,
+        Fault.CUTOFF,
+        Fault.ATTRIBUTED,
+    ),
+    symptom=Symptom.DRIFT,
 )

@@ -36,13 +36,14 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.checks.base import SPOILS_SURFACE, Check, Evidence, absent, bounds, exact
 from omm_mlff.geometry.relaxation import Surface, moved_most, relaxed
 from omm_mlff.schema import (
     Declaration,
     Measurement,
     MolecularSystem,
     ReferenceLandmarks,
+    Symptom,
     TorsionScan,
     Where,
 )
@@ -65,6 +66,7 @@ MAP_RMSE = Declaration(
     "meV",
     "energies of relaxed torsional scans, a constant removed",
     "torsions",
+    failure="energies along torsions are off",
 )
 BARRIER = Declaration(
     "torsions.barrier",
@@ -72,6 +74,7 @@ BARRIER = Declaration(
     "meV",
     "error of a torsional barrier, the worst",
     "torsions",
+    failure="torsional barriers are off",
 )
 CONFORMER_RMSE = Declaration(
     "conformers.energy_rmse",
@@ -79,6 +82,7 @@ CONFORMER_RMSE = Declaration(
     "meV",
     "relative energies of the reference's conformers, relaxed on the model",
     "torsions",
+    failure="conformers have other energies",
 )
 CONFORMER_ORDER = Declaration(
     "conformers.order",
@@ -86,6 +90,7 @@ CONFORMER_ORDER = Declaration(
     "1",
     "Kendall's tau of the conformers' energies against the reference's",
     "torsions",
+    failure="conformers come in another order",
 )
 
 
@@ -310,4 +315,7 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="the reference method's rotamers and conformers",
+    explained_by=SPOILS_SURFACE,
+    symptom=Symptom.ACCURACY,
 )

@@ -25,7 +25,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from omm_mlff.checks.base import Check, Evidence, absent, bounds, exact
+from omm_mlff.checks.base import (
+    SPOILS_EVALUATION,
+    SPOILS_SURFACE,
+    Check,
+    Evidence,
+    absent,
+    bounds,
+    exact,
+)
 from omm_mlff.geometry.normal_modes import (
     AMPLITUDE_NM,
     Minimum,
@@ -35,7 +43,7 @@ from omm_mlff.geometry.normal_modes import (
     normal_modes,
 )
 from omm_mlff.geometry.relaxation import Surface, moved_most
-from omm_mlff.schema import Declaration, Measurement, MolecularSystem, Where
+from omm_mlff.schema import Declaration, Fault, Measurement, MolecularSystem, Symptom, Where
 from omm_mlff.units import MEV_PER_INVERSE_CM
 
 MAX_ATOMS = 100
@@ -47,6 +55,7 @@ FREQUENCY_RMSE = Declaration(
     "1/cm",
     "normal modes at its own minimum against the reference's, in ascending order",
     "vibrations",
+    failure="vibrations have other frequencies",
 )
 IMAGINARY = Declaration(
     "vibrations.imaginary",
@@ -54,6 +63,7 @@ IMAGINARY = Declaration(
     "1",
     "modes below -30 1/cm at its own minimum; infinite where it has none",
     "vibrations",
+    failure="there is no minimum where there should be one",
 )
 ZERO_POINT = Declaration(
     "vibrations.zero_point",
@@ -61,6 +71,7 @@ ZERO_POINT = Declaration(
     "meV/atom",
     "error of the harmonic zero-point energy, absolute",
     "vibrations",
+    failure="the zero-point energy is off",
 )
 
 
@@ -175,4 +186,13 @@ CHECK = Check(
     ),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="the reference method's vibrations",
+    explained_by=(
+        *SPOILS_EVALUATION,
+        *SPOILS_SURFACE,
+        Fault.ORIENTATION,
+        Fault.JUMP,
+        Fault.RAISES_IN_REACH,
+    ),
+    symptom=Symptom.ACCURACY,
 )

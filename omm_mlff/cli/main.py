@@ -36,6 +36,7 @@ COMMANDS = {
     "convert": "Write recorded trajectories as DCD, XTC or extended XYZ.",
     "export": "Write a student as a TorchScript file for openmm-torch users.",
     "models": "List the models that ship, with their cards.",
+    "checks": "List the checks: what each asks and measures.",
     "systems": "List the systems that ship, with their reference labels.",
     "bench": "Time models side by side, with native force fields and other programs.",
     "prove": "Try validation on potentials whose truth is known.",

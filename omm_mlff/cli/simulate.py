@@ -102,7 +102,7 @@ def simulate(
         )
     for replica, event in sorted(record.events.items()):
         click.echo(f"replica {replica} stopped at {event.time_ps:g} ps: {event.detail}")
-    for notice in record.provenance.get("notices", []):
+    for notice in record.provenance.notices:
         click.echo(f"notice: {notice}")
     whole = record.n_replicas - len(record.events)
     click.echo(f"{whole} of {record.n_replicas} replicas ran to {spec.length_ps:g} ps; see {out}")

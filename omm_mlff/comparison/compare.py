@@ -15,6 +15,7 @@ from omm_mlff.comparison.finished import Finished, read_finished
 from omm_mlff.comparison.forecast import Forecast
 from omm_mlff.comparison.rows import Row, as_table, rows_of, speed_ups
 from omm_mlff.errors import InputError
+from omm_mlff.schema import RunSpec
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Comparison:
         asked = [finished.policy for finished in self.models.values()]
         judged = [name for finished in self.models.values() for name in finished.verdicts]
         return list(dict.fromkeys(asked + judged))
+
+    def planned_run(self, name: str) -> RunSpec | None:
+        """A run as it was planned, by its name; None where no validation has kept that."""
+        for finished in self.models.values():
+            for spec in finished.measured.runs.values():
+                if spec.name == name:
+                    return spec
+        return None
 
     def select(self, quantity: str, model: str | None = None) -> list[Row]:
         """The rows of one quantity, of one model or of all."""
@@ -164,18 +173,18 @@ def _conditions(finished: Finished) -> dict[str, str]:
         "policy": finished.policy,
         "systems": ", ".join(systems),
         "runs": ", ".join(sorted(runs)),
-        "seed": provenance.get("seed"),
-        "platform": provenance.get("platform"),
-        "precision": provenance.get("precision"),
-        "force": provenance.get("force"),
-        "recording": provenance.get("recording"),
-        "dtype of the model": finished.measured.card.get("dtype"),
+        "seed": provenance.seed,
+        "platform": provenance.platform,
+        "precision": provenance.precision,
+        "force": provenance.force,
+        "recording": provenance.recording,
+        "dtype of the model": finished.measured.card.dtype,
         "torch threads": ", ".join(
             str(count) for count in sorted({run.torch_threads or 0 for run in finished.runs})
         ),
     }
-    for system, method in (provenance.get("reference") or {}).items():
+    for system, method in provenance.reference.items():
         found[f"labels of {system}"] = method
-    for package, version in (provenance.get("versions") or {}).items():
+    for package, version in provenance.versions.items():
         found[f"version of {package}"] = version
     return {name: "none" if value in (None, "") else str(value) for name, value in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError, RunDirectoryError
+from omm_mlff.record.documents import parsed
 from omm_mlff.record.rundir import RunRecord
-from omm_mlff.schema import Finding, RunSpec, Verdict
+from omm_mlff.record.status import RunStatus
+from omm_mlff.schema import Finding, Reason, RunSpec, Verdict
 from omm_mlff.verdict.measurement_file import MeasurementFile
+from omm_mlff.verdict.provenance import ValidationProvenance
 
 VERDICT_FILE = "verdict.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -53,7 +57,7 @@ class Finished:
     policy : the one that was asked for
     verdicts : by policy
     measured : what they rest on
-    provenance : versions, device, seed; "command" repeats the validation
+    provenance : what it depends on, and the command that repeats it
     runs : none where the run directories were not kept
     """
 
@@ -61,19 +65,18 @@ class Finished:
     policy: str
     verdicts: Mapping[str, Verdict]
     measured: MeasurementFile
-    provenance: Mapping[str, Any]
+    provenance: ValidationProvenance
     runs: tuple[FinishedRun, ...]
 
     @property
     def model(self) -> str:
         """Name of the model, from its card."""
-        return str(self.measured.card["name"])
+        return self.measured.card.name
 
     @property
     def n_parameters(self) -> int | None:
         """Of the model, where its card says so."""
-        count = self.measured.card.get("n_parameters")
-        return None if count is None else int(count)
+        return self.measured.card.n_parameters
 
     @property
     def profile(self) -> str:
@@ -82,7 +85,14 @@ class Finished:
 
     def planned_name(self, run: str) -> str:
         """Name of a run before it was extended; the name itself where that is not known."""
+        if run in self.measured.runs:
+            return self.measured.runs[run].name
         return next((item.planned for item in self.runs if item.name == run), run)
+
+    def length_ps(self, run: str) -> float | None:
+        """How long a run was in the end; None where nothing says so."""
+        places = (item.where for item in self.measured.measurements)
+        return next((where.length_ps for where in places if where.run == run), None)
 
 
 def read_finished(folder: str | Path) -> Finished:
@@ -95,10 +105,10 @@ def read_finished(folder: str | Path) -> Finished:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; wanted one that `omm-mlff validate` wrote")
-    data, verdicts = _verdicts(folder / VERDICT_FILE)
+    data, verdicts, provenance = _verdicts(folder / VERDICT_FILE)
     measured = MeasurementFile.read(folder / MEASUREMENTS_FILE)
     for key in ("name", "sha256", "n_parameters"):
-        judged, found = data["model"].get(key), measured.card.get(key)
+        judged, found = data["model"].get(key), getattr(measured.card, key)
         if judged != found:
             raise InputError(
                 f"{folder}: {VERDICT_FILE} and {MEASUREMENTS_FILE} are of two models ({key} is "
@@ -109,14 +119,30 @@ def read_finished(folder: str | Path) -> Finished:
     return Finished(
         folder=folder,
         policy=data["policy"],
-        verdicts=verdicts,
+        verdicts={
+            name: dataclasses.replace(
+                verdict, findings=tuple(_completed(f, measured) for f in verdict.findings)
+            )
+            for name, verdict in verdicts.items()
+        },
         measured=measured,
-        provenance={**measured.provenance, **data["provenance"]},
+        provenance=provenance,
         runs=_runs(folder / "runs"),
     )
 
 
-def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict]]:
+def _completed(finding: Finding, measured: MeasurementFile) -> Finding:
+    """A finding from before its check and its reasons were kept, with what else tells of them."""
+    if finding.check:
+        return finding
+    checks = {row.name: row.check for row in measured.declarations}
+    excluded = measured.scope.excluded.get(finding.policy, {})
+    reasons = (Reason.OUT_OF_SCOPE,) if finding.criterion in excluded else finding.reasons
+    check = checks.get(finding.measurement, "")
+    return dataclasses.replace(finding, check=check, reasons=reasons)
+
+
+def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict], ValidationProvenance]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != 1:
@@ -131,7 +157,7 @@ def _verdicts(path: Path) -> tuple[dict[str, Any], dict[str, Verdict]]:
         for key in ("model", "provenance"):
             if not isinstance(data[key], dict):
                 raise ValueError(f"{key} is no object")
-        return data, verdicts
+        return data, verdicts, parsed(ValidationProvenance, data["provenance"])
     except FileNotFoundError:
         raise InputError(
             f"no verdict at {path}; an interrupted validation goes on with --resume"
@@ -146,7 +172,7 @@ def _runs(folder: Path) -> tuple[FinishedRun, ...]:
         try:
             record = RunRecord.open(path.parent)
             steps, wall_s = _cost(record.status)
-        except (RunDirectoryError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except RunDirectoryError as error:
             raise InputError(f"{path.parent} is no run directory: {error}") from error
         found.append(
             FinishedRun(
@@ -154,24 +180,26 @@ def _runs(folder: Path) -> tuple[FinishedRun, ...]:
                 spec=record.spec,
                 replica_steps=steps,
                 wall_s=wall_s,
-                torch_threads=record.provenance.get("torch_threads"),
+                torch_threads=record.provenance.torch_threads,
             )
         )
     return tuple(found)
 
 
-def _cost(status: Mapping[str, Any]) -> tuple[int, float]:
+def _cost(status: RunStatus) -> tuple[int, float]:
     """Steps of single replicas, and the seconds that they took.
 
     A batch whose replicas have all stopped counts as run to its end; how often its energy was
     evaluated, where that was counted, tells how far it really came.
     """
     steps, seconds = 0, 0.0
-    for batch in status["batches"].values():
-        first, last = batch["replicas"]
-        n_steps, n_evaluations = batch["n_steps"], batch.get("n_evaluations")
-        if n_evaluations is not None:
-            n_steps = min(n_steps, n_evaluations)
+    for batch in status.batches.values():
+        if batch.replicas is None:
+            continue
+        first, last = batch.replicas
+        n_steps = batch.n_steps
+        if batch.n_evaluations is not None:
+            n_steps = min(n_steps, batch.n_evaluations)
         steps += n_steps * (last - first + 1)
-        seconds += batch["wall_s"]
+        seconds += batch.wall_s
     return steps, seconds

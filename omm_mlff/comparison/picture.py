@@ -212,7 +212,9 @@ def _drift(axes: Axes, comparison: Comparison) -> None:
         axes.axvline(edge - 0.5, color="#dddddd", linewidth=0.8)
     if runs:
         axes.set_xlim(-0.5, len(runs) - 0.5)
-        axes.set_xticks(range(len(runs)), [_two_lines(run_in_words(run)) for run in runs])
+        axes.set_xticks(
+            range(len(runs)), [_two_lines(run_in_words(comparison, run)) for run in runs]
+        )
     else:
         _nothing(axes, "no drift was measured")
     lines = _bound_lines(axes, comparison, "nve.drift", horizontal=True)

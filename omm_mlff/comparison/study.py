@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from omm_mlff.comparison.advice import Failure, advise, failures
 from omm_mlff.comparison.compare import Comparison, folder_name
@@ -17,6 +17,7 @@ from omm_mlff.comparison.rows import (
     THROUGHPUT_SPEED_UP,
     Row,
 )
+from omm_mlff.report.markdown_table import markdown_table
 from omm_mlff.report.wording import (
     bound,
     exact_place,
@@ -26,7 +27,7 @@ from omm_mlff.report.wording import (
     reason,
     repeat_command,
 )
-from omm_mlff.schema import CONFIDENCE, Finding, RunSpec
+from omm_mlff.schema import CONFIDENCE, Finding, Reason
 
 MOST_PLACES = 4
 """Places of one failure that are told one by one; the rest is counted."""
@@ -89,7 +90,7 @@ def commands(comparison: Comparison, out: str, forecast: str | None) -> list[str
     names = {label: f"runs/{folder_name(label)}" for label in comparison.models}
     for label, finished in comparison.models.items():
         command = repeat_command(
-            finished.model, finished.profile, finished.policy, finished.provenance.get("command")
+            finished.model, finished.profile, finished.policy, finished.provenance.command
         )
         lines.append(f"{command} --out {names[label]}")
     words = ["omm-mlff compare", *names.values(), f"--out {out}"]
@@ -113,17 +114,15 @@ def shown(row: Row | None) -> str:
     return f"{number(row.value)} [{number(low)}, {number(high)}]"
 
 
-def run_in_words(planned: str) -> str:
-    """A run's name for a person: "alanine 300 K, 10 ps x 4"."""
-    length = RunSpec.length_ps_in(planned)
-    head, mark, tail = planned.partition("-nve-")
-    if not mark or length is None:
+def run_in_words(comparison: Comparison, planned: str) -> str:
+    """A run for a person: "alanine 300 K, 10 ps x 4"; its name where nothing more is known."""
+    spec = comparison.planned_run(planned)
+    if spec is None:
         return planned
-    temperature, _, rest = tail.partition("K-")
-    timestep = rest.partition("fs-")[0]
-    replicas = rest.rpartition("-x")[2]
-    text = f"{head} {temperature} K, {length:g} ps x {replicas}"
-    return text if timestep == "0.5" else f"{text}, {timestep} fs"
+    text = f"{spec.system} {spec.temperature_K:g} K, {spec.length_ps:g} ps x {spec.n_replicas}"
+    if spec.purpose != "production":
+        text += f", {spec.purpose}"
+    return text if spec.timestep_fs == 0.5 else f"{text}, {spec.timestep_fs:g} fs"
 
 
 def _decisions(comparison: Comparison) -> list[str]:
@@ -142,7 +141,7 @@ def _decisions(comparison: Comparison) -> list[str]:
             row += [expected or "-"]
             row += [outcome(expected, verdict.name if verdict else None) if expected else "-"]
         rows.append(row)
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _verdict(finished: Finished, policy: str) -> str:
@@ -159,7 +158,7 @@ def _differences(comparison: Comparison) -> list[str]:
     lines = []
     if comparison.differences:
         lines += ["**These validations differ in more than the model:**", ""]
-        lines += table(
+        lines += markdown_table(
             ("what", *comparison.models),
             [(item.what, *item.values.values()) for item in comparison.differences],
         )
@@ -167,11 +166,10 @@ def _differences(comparison: Comparison) -> list[str]:
         lines.append("The validations differ in the model only.")
     first = next(iter(comparison.models.values()))
     provenance = first.provenance
-    versions = provenance.get("versions") or {}
-    said = [f"profile `{first.profile}`", f"seed {provenance.get('seed')}"]
-    for key, words in (("platform", "OpenMM platform"), ("precision", "precision")):
-        if provenance.get(key):
-            said.append(f"{words} {provenance[key]}")
+    versions = provenance.versions
+    said = [f"profile `{first.profile}`", f"seed {provenance.seed}"]
+    said += [f"OpenMM platform {provenance.platform}"] if provenance.platform else []
+    said += [f"precision {provenance.precision}"] if provenance.precision else []
     said += [f"{name} {versions[name]}" for name in ("openmm", "torch") if name in versions]
     whose = f" (of {next(iter(comparison.models))})" if comparison.differences else ""
     lines += [
@@ -184,10 +182,7 @@ def _differences(comparison: Comparison) -> list[str]:
 
 def _accuracy(comparison: Comparison) -> list[str]:
     methods = {
-        method
-        for finished in comparison.models.values()
-        for method in (finished.provenance.get("reference") or {}).values()
-        if method
+        method for finished in comparison.models.values() for method in finished.provenance.methods
     }
     against = " and ".join(sorted(methods)) or "the reference labels"
     return [
@@ -265,27 +260,27 @@ def _by_system(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> li
             ]
             if any(cells):
                 rows.append((system, label, *_values(comparison, columns, cells, label)))
-    return table(("system", "model", *(title for _, title in columns)), rows)
+    return markdown_table(("system", "model", *(title for _, title in columns)), rows)
 
 
 def _by_run(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[str]:
     runs = dict.fromkeys(row.planned for row in comparison.rows if row.planned)
     rows = []
     for planned in runs:
-        for label in comparison.models:
+        for label, finished in comparison.models.items():
             cells = [
                 next((r for r in comparison.select(name, label) if r.planned == planned), None)
                 for name, _ in columns
             ]
             if not any(cells):
                 continue
-            where = run_in_words(planned)
+            where = run_in_words(comparison, planned)
             run = next(cell.run for cell in cells if cell is not None)
-            length = RunSpec.length_ps_in(run) if run else None
+            length = finished.length_ps(run) if run else None
             if run != planned and length is not None:
                 where += f" (extended to {length:g} ps)"
             rows.append((where, label, *_values(comparison, columns, cells, label)))
-    return table(("run", "model", *(title for _, title in columns)), rows)
+    return markdown_table(("run", "model", *(title for _, title in columns)), rows)
 
 
 def _values(
@@ -332,9 +327,7 @@ def _told(finding: Finding) -> str:
     if interval(finding):
         value += f" {interval(finding)}"
     # A cause may repeat the value against its bound, which is said here already.
-    cause = finding.cause
-    if " is above " in cause or " is below " in cause:
-        cause = cause.partition("; ")[2]
+    cause = finding.note if Reason.BEYOND_BOUND in finding.reasons else finding.cause
     parts = [f"{in_sentence(finding)} {value}, wanted {bound(finding)}", cause]
     if finding.where.atoms or finding.where.replica is not None:
         parts.append(where)
@@ -373,7 +366,7 @@ def _forecast(comparison: Comparison) -> list[str]:
             measured = verdict.name if verdict else None
             rows.append((label, expected, measured or "-", outcome(expected, measured), why))
     header = ("model", f"forecast ({forecast.policy})", "measured", "outcome", "why")
-    return [*lines, *table(header, rows)]
+    return [*lines, *markdown_table(header, rows)]
 
 
 def _repeat(comparison: Comparison, repeat: Sequence[str]) -> list[str]:
@@ -390,17 +383,6 @@ def _repeat(comparison: Comparison, repeat: Sequence[str]) -> list[str]:
         "`comparison.csv` has one line for every number, `comparison.json` the same with verdicts, "
         "failures and recommendations.",
     ]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return (
-            f"| {' | '.join(' '.join(str(c).replace('|', chr(92) + '|').split()) for c in cells)} |"
-        )
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
 
 
 def _anchor(title: str) -> str:

@@ -20,7 +20,7 @@ from omm_mlff.comparison.finished import (
 from omm_mlff.comparison.forecast import outcome
 from omm_mlff.comparison.study import as_markdown, commands
 from omm_mlff.errors import OutputExistsError
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.report.wording import reason, repeat_command
 from omm_mlff.schema import finite
 
@@ -62,7 +62,7 @@ def write_comparison(
     study = as_markdown(comparison, PICTURE_FILE if picture else None, repeat)
     data = json.dumps(as_json(comparison), indent=2, allow_nan=False)
     written = [out / DATA_FILE, out / TABLE_FILE, out / STUDY_FILE]
-    with rundir.storage_errors(out):
+    with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / DATA_FILE).write_text(data + "\n", encoding="utf-8")
         comparison.table.to_csv(out / TABLE_FILE, index=False)
@@ -107,7 +107,7 @@ def _model(comparison: Comparison, label: str) -> dict[str, Any]:
     return {
         "label": label,
         "model": finished.model,
-        "sha256": finished.measured.card.get("sha256"),
+        "sha256": finished.measured.card.sha256,
         "n_parameters": finished.n_parameters,
         "profile": finished.profile,
         "policy": finished.policy,
@@ -130,7 +130,7 @@ def _model(comparison: Comparison, label: str) -> dict[str, Any]:
 
 
 def _command(finished: Finished) -> str:
-    recorded = finished.provenance.get("command")
+    recorded = finished.provenance.command
     return repeat_command(finished.model, finished.profile, finished.policy, recorded)
 
 

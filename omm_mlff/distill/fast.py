@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -703,25 +704,6 @@ def _replace(path: Path, payload: bytes) -> None:
     os.replace(partial, path)
 
 
-def sampled(
-    starts: Path,
-    teacher: Path,
-    *,
-    device: torch.device,
-    seconds: float,
-    n_frames: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> PackedFrames | None:
-    """Frames made here and now; None where that fails: there may be others to train on."""
-    try:
-        sampler = DeviceSampler(load_starts(starts), load_file(teacher), device, seed)
-        return sampler.run(seconds, n_frames, say)
-    except RuntimeError as error:
-        say(f"no frames are sampled: {str(error).splitlines()[0]}")
-        return None
-
-
 def keep_frames(
     frames: PackedFrames, scale: PackedScale, folder: Path, n_files: int
 ) -> list[Thread]:
@@ -751,7 +733,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--starts", type=Path, help="structures to sample from")
     parser.add_argument("--teacher", type=Path, help="the teacher's tensors")
     parser.add_argument("--sample-s", type=float, default=40.0)
-    parser.add_argument("--sample-frames", type=int, default=220_000)
+    parser.add_argument("--sample-frames", type=int, default=300_000)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     plans = [
@@ -768,15 +750,14 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"{time.monotonic() - began:6.1f} s  {frames.n_frames} frames read")
     writing: list[Thread] = []
     if options.starts is not None and options.teacher is not None:
-        more = sampled(
-            options.starts,
-            options.teacher,
-            device=device,
-            seconds=options.sample_s,
-            n_frames=options.sample_frames,
-            seed=options.seed,
-            say=say,
-        )
+        more: PackedFrames | None = None
+        try:
+            sampler = DeviceSampler(
+                load_starts(options.starts), load_file(options.teacher), device, options.seed
+            )
+            more = sampler.run(options.sample_s, options.sample_frames, say)
+        except Exception:  # the command line's edge: there are other frames to train on
+            say(traceback.format_exc() + "no frames are sampled; those of --data remain")
         if more is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             # 11 bytes an atom when packed; files of no more than 15 MB.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError
+from omm_mlff.record.replacing import replaced
 
 Float = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Frames:
         return len(self.species)
 
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Frames:
-        """The same molecule with some of the frames."""
+        """The molecule with some of its frames."""
         return Frames(
             self.molecule,
             self.species,
@@ -200,10 +200,8 @@ def _frames(data: dict[str, NDArray[np.generic]]) -> Frames:
 
 def _write(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replaced(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:

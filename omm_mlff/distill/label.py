@@ -7,7 +7,6 @@ before the teacher is wrong (DESIGN, section 6).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from omm_mlff.distill.dynamics import minimise
 from omm_mlff.distill.frames import Frames, LabelledFrames, load_frames, save_labels
 from omm_mlff.distill.molecules import SINGLE, Molecule, build_molecule
 from omm_mlff.distill.sample import needs_xtb
+from omm_mlff.record.replacing import replaced
 from omm_mlff.teachers.ani import TEACHER_SPECIES, Teacher
 from omm_mlff.teachers.xtb import xtb_labels
 from omm_mlff.units import EV_PER_HARTREE, EV_PER_KJMOL
@@ -179,9 +179,8 @@ def label_folder(
             "free_atoms_eV": free_atom_energies(teacher),
         }
         labels_folder.mkdir(parents=True, exist_ok=True)
-        partial = references.with_name(references.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, references)
+        with replaced(references) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shifts = load_references(labels_folder, "shifts_eV")
     files = sorted(frames_folder.glob("*.npz"), key=lambda path: -path.stat().st_size)
     tasks = [

@@ -112,7 +112,7 @@ def make_starts(seed: int, n_copies: int = 20) -> Starts:
     singles += [(e.smiles, e.smiles, 0) for e in library() if e.role != TEST]
     for name, smiles, n_main in singles:
         rng = stream(name)
-        n = 4 * n_main or n_copies
+        n = 6 * n_main or n_copies
         try:
             molecule = embed(smiles, min(40, max(3, n // 3)), int(rng.integers(2**31)))
         except ValueError:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from omm_mlff.dynamics.integrator import (
     restore_random_stream,
 )
 from omm_mlff.dynamics.pace import ROW_STEPS, Pace
-from omm_mlff.dynamics.recording import Recorder, StatusLog, topology_json
+from omm_mlff.dynamics.recording import BatchLog, Recorder, StatusLog, topology_json
 from omm_mlff.dynamics.replicas import Replicas
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.dynamics.stepper import Stepper
@@ -192,7 +191,7 @@ class _Course:
         if not self.thermostatted or restore_random_stream(context, left.checkpoint.tobytes()):
             return
         self.replicas.put_back()
-        self._status.setdefault("new_random_streams", []).append(left.step)
+        self._log.new_random_streams.append(left.step)
 
     def run(self, progress: Callable[[int], None]) -> None:
         """To the end of the spec, or of the last replica."""
@@ -247,7 +246,7 @@ class _Course:
     ) -> None:
         n_steps = self.plan.spec.n_steps
         calls_before = self.tap.n_calls if self.tap is not None else 0
-        pace = Pace(self._status, on_host=self.plan.on_host, first_step=self.step)
+        pace = Pace(self._log.pace, on_host=self.plan.on_host, first_step=self.step)
         segment_began = started = time.monotonic()
         while self.step < n_steps and self.replicas.alive.any():
             if self.interrupted():
@@ -304,22 +303,18 @@ class _Course:
         self.log.write("running")
 
     @property
-    def _status(self) -> dict[str, Any]:
+    def _log(self) -> BatchLog:
         """What the status says of this batch."""
-        return self.log.batches.setdefault(self.plan.number, {})
+        return self.log.batches.setdefault(self.plan.number, BatchLog())
 
     def _account(self, started: float, calls_before: int, n_steps: int) -> None:
-        status, replicas = self._status, self.plan.replicas
-        n_calls = self.tap.n_calls - calls_before if self.tap is not None else None
-        seconds = time.monotonic() - started
-        status |= {
-            "replicas": [replicas[0], replicas[-1]],
-            "wall_s": round(status.get("wall_s", 0.0) + seconds, 3),
-            "n_steps": status.get("n_steps", 0) + n_steps,
-            "n_evaluations": None
-            if n_calls is None
-            else (status.get("n_evaluations") or 0) + n_calls,
-        }
+        log, replicas = self._log, self.plan.replicas
+        log.replicas = (replicas[0], replicas[-1])
+        log.wall_s = round(log.wall_s + time.monotonic() - started, 3)
+        log.n_steps += n_steps
+        n_before, log.n_evaluations = log.n_evaluations, None
+        if self.tap is not None:
+            log.n_evaluations = (n_before or 0) + self.tap.n_calls - calls_before
 
     def _initial_velocities(
         self, x: NDArray[np.float64], forces: NDArray[np.float64], n_dof: int

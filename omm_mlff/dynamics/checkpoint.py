@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.errors import RunDirectoryError
-from omm_mlff.record import rundir
+from omm_mlff.record.replacing import replaced
+from omm_mlff.record.storage import storage_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,6 @@ class Checkpoint:
         ------
         StorageError : it cannot be written; the one before is still there
         """
-        partial = path.with_suffix(".partial.npz")
-        with rundir.storage_errors(path):
-            np.savez(partial, **{field.name: getattr(self, field.name) for field in fields(self)})
-            os.replace(partial, path)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        with storage_errors(path), replaced(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)

@@ -99,7 +99,7 @@ class Wanted:
     device: int | None = field(default_factory=device_asked)
 
     def key(self) -> tuple[object, ...]:
-        """The same for two that one Context can serve; `potential` must live as long."""
+        """Equal for two that one Context can serve; `potential` must live as long."""
         # Of two systems with the same atoms only the positions differ, and those are set anew. A
         # potential that knows its atoms by more than their elements may look at more of a system.
         system = self.system

@@ -297,7 +297,7 @@ class Evaluator:
         *,
         with_forces: bool,
     ) -> None:
-        """The same for chosen frames, many in one call; a call is filled up with a repetition."""
+        """Evaluate chosen frames, many in one call; a call is filled up with a repetition."""
         if not len(chosen):
             return
         n_copies = self._n_copies(len(chosen))
@@ -386,7 +386,7 @@ class Evaluator:
         return seconds
 
     def for_system(self, system: MolecularSystem) -> Evaluator:
-        """The same potential and platform on another molecular system.
+        """An evaluator of this potential, on this platform, of another molecular system.
 
         Of the evaluator's own system it is one whose first evaluation of a single frame goes
         through a Context that nobody has used.
@@ -413,7 +413,7 @@ class Evaluator:
         return other
 
     def varied(self, potential: Potential, precision: Precision) -> Evaluator:
-        """The same system and platform under another potential, or in another precision.
+        """An evaluator of this system, on this platform, of a potential in a precision.
 
         What cannot be made shows when it is asked for.
         """

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.forces.interrupt import deferred_interrupt
-from omm_mlff.forces.potential_errors import is_not_a_number, own_error
+from omm_mlff.forces.potential_errors import RAISED, is_not_a_number, own_error
 from omm_mlff.geometry.distances import BOND_LIMIT_NM, bond_lengths
-from omm_mlff.schema import RAISED, MolecularSystem
+from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import BOLTZMANN
 
 _MINIMIZER_TOLERANCE = 1.0  # kJ/mol/nm, root mean square

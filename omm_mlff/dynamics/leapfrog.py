@@ -20,7 +20,7 @@ VELOCITY_TOLERANCE: dict[Precision, float] = {"single": 1e-4, "mixed": 1e-7, "do
 In single precision each of 256 steps rounds them to 6e-8 of themselves; in the others only the
 rounding of forces counts, some 1e-11 in all."""
 POSITION_TOLERANCE_NM: dict[Precision, float] = {"single": 1e-5, "mixed": 1e-8, "double": 1e-8}
-"""The same for positions; float32 resolves 6e-8 nm at 1 nm."""
+"""How far positions may be off; float32 resolves 6e-8 nm at 1 nm."""
 
 
 def leapfrog(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import psutil
+
+from omm_mlff.record.status import PaceRow
 
 ROW_STEPS = 256
 """Steps between two rows of the pace."""
@@ -16,7 +17,7 @@ class Pace:
 
     Parameters
     ----------
-    batch : the batch's own entry in the status; rows that it has are of earlier parts
+    rows : of the batch, in the status; those that are there are of earlier parts
     on_host : whether this process computes itself: then its own time is taken, so that other work
         on the machine does not count
     first_step : where this part begins
@@ -26,9 +27,9 @@ class Pace:
     next_step : where the next row is due
     """
 
-    def __init__(self, batch: dict[str, Any], *, on_host: bool, first_step: int) -> None:
-        self._rows: list[list[float]] = batch.setdefault("pace", [])
-        self._part = 1 + max((int(row[0]) for row in self._rows), default=-1)
+    def __init__(self, rows: list[PaceRow], *, on_host: bool, first_step: int) -> None:
+        self._rows = rows
+        self._part = 1 + max((row[0] for row in rows), default=-1)
         self._clock = time.process_time if on_host else time.monotonic
         self.next_step = first_step + ROW_STEPS
         self._began = self._clock()
@@ -40,5 +41,5 @@ class Pace:
         now = self._clock()
         memory_MiB = psutil.Process().memory_info().rss / 2**20
         seconds_per_step = float(f"{(now - self._began) / ROW_STEPS:.4g}")
-        self._rows.append([self._part, step, seconds_per_step, round(memory_MiB, 3)])
+        self._rows.append((self._part, step, seconds_per_step, round(memory_MiB, 3)))
         self._began, self.next_step = now, step + ROW_STEPS

@@ -7,50 +7,69 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.dynamics.frames import Frames
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import read_document, write_document
+from omm_mlff.record.frame_fields import FRAME_FIELDS
 from omm_mlff.record.rundir import SegmentWriter
+from omm_mlff.record.status import BatchStatus, PaceRow, RunStatus, State
 from omm_mlff.schema import Event, MolecularSystem, RunSpec
 
 
 @dataclass
+class BatchLog:
+    """What is known so far of one batch of replicas: see `BatchStatus`, which it becomes."""
+
+    replicas: tuple[int, int] | None = None
+    wall_s: float = 0.0
+    n_steps: int = 0
+    n_evaluations: int | None = None
+    pace: list[PaceRow] = field(default_factory=list)
+    new_random_streams: list[int] = field(default_factory=list)
+
+    def frozen(self) -> BatchStatus:
+        """As it stands now."""
+        return BatchStatus(
+            self.replicas,
+            self.wall_s,
+            self.n_steps,
+            self.n_evaluations,
+            tuple(self.pace),
+            tuple(self.new_random_streams),
+        )
+
+
+@dataclass
 class StatusLog:
-    """What `status.json` says: state, events, costs."""
+    """What `status.json` is to say: events and costs, by replica and by batch."""
 
     folder: Path
     spec: RunSpec
     events: dict[int, Event] = field(default_factory=dict)
-    batches: dict[int, dict[str, Any]] = field(default_factory=dict)
+    batches: dict[int, BatchLog] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         path = self.folder / rundir.STATUS_FILE
         if path.exists():
-            old = rundir.read_json(path)
-            self.batches = {int(k): v for k, v in old.get("batches", {}).items()}
-            self.events = {
-                int(k): Event(**{**v, "atoms": tuple(v["atoms"]), "value": float(v["value"])})
-                for k, v in old.get("events", {}).items()
-            }
+            old = read_document(path, RunStatus)
+            self.events = dict(old.events)
+            for number, batch in old.batches.items():
+                lists = {
+                    "pace": list(batch.pace),
+                    "new_random_streams": list(batch.new_random_streams),
+                }
+                self.batches[number] = BatchLog(**{**vars(batch), **lists})
 
-    def write(self, state: str) -> None:
-        events = {}
-        for replica, event in sorted(self.events.items()):
-            value = event.value if np.isfinite(event.value) else str(event.value)
-            events[str(replica)] = {**event.__dict__, "value": value}
-        rundir.write_json(
-            self.folder / rundir.STATUS_FILE,
-            {
-                "state": state,
-                "n_steps": self.spec.n_steps,
-                "batches": {str(k): v for k, v in sorted(self.batches.items())},
-                "events": events,
-            },
-        )
+    def write(self, state: State) -> None:
+        """Write it down as it stands now."""
+        batches = {number: batch.frozen() for number, batch in sorted(self.batches.items())}
+        events = dict(sorted(self.events.items()))
+        status = RunStatus(state, self.spec.n_steps, batches, events)
+        write_document(self.folder / rundir.STATUS_FILE, status)
 
 
 class Recorder:
@@ -64,12 +83,10 @@ class Recorder:
         self.size = n_frames
         self.time = np.empty(n_frames)
         per_replica = (n_frames, n_replicas)
-        self.energies = {
-            name: np.empty(per_replica) for name in ("potential_energy", "kinetic_energy")
-        }
-        self.vectors = {
-            name: np.empty((*per_replica, n_atoms, 3))
-            for name in ("positions", "velocities", "forces")
+        self.blocks = {
+            row.name: np.empty((*per_replica, n_atoms, 3) if row.per_atom else per_replica)
+            for row in FRAME_FIELDS
+            if row.name != "time"
         }
         self.recorded = np.zeros(per_replica, dtype=bool)
         self.filled = 0
@@ -88,9 +105,8 @@ class Recorder:
         """
         i, end = self.filled, self.filled + len(frames)
         self.time[i:end] = frames.time_ps
-        for block in (self.energies, self.vectors):
-            for name, kept in block.items():
-                kept[i:end] = getattr(frames, name)
+        for name, kept in self.blocks.items():
+            kept[i:end] = getattr(frames, name)
         self.recorded[i:end] = recorded
         self.filled = end
 
@@ -105,8 +121,7 @@ class Recorder:
             writer.append(
                 {
                     "time": self.time[rows],
-                    **{name: block[rows, r] for name, block in self.energies.items()},
-                    **{name: block[rows, r] for name, block in self.vectors.items()},
+                    **{name: block[rows, r] for name, block in self.blocks.items()},
                 }
             )
         self.n_in_segment += self.filled

@@ -7,10 +7,10 @@ that can be (`stepper`); the rest runs after them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from omm_mlff.dynamics.batch import BatchPlan, record_batch
 from omm_mlff.dynamics.contexts import Contexts
@@ -32,6 +32,14 @@ from omm_mlff.forces.platforms import device_properties
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import read_document
+from omm_mlff.record.provenance import (
+    ComputedBy,
+    RecordedDevice,
+    RecordedGraph,
+    RecordedIntegrator,
+    RunProvenance,
+)
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import MolecularSystem, RunSpec
 
@@ -39,7 +47,6 @@ Progress = Callable[[int, int], None]
 """Called with steps done and steps in all, over every batch of replicas."""
 
 ENSEMBLES = ("nve", "nvt")
-_COMPUTED_BY = ("platform", "force", "engine")
 
 
 def simulate(
@@ -124,8 +131,9 @@ def _record(
     progress: Progress | None,
     contexts: Contexts | None,
 ) -> None:
-    before = _recorded(folder) if resume else {}
-    chosen = _platform(spec, potential, system, folder, before.get("platform"), batch_size)
+    before = _recorded(folder) if resume else None
+    recorded = before.platform if before is not None else None
+    chosen = _platform(spec, potential, system, folder, recorded, batch_size)
     platform_name = chosen.platform
     with Evaluator(
         potential, system, platform_name, spec.precision, contexts=contexts
@@ -134,19 +142,26 @@ def _record(
         built = evaluator.built
         device = device_properties(evaluator.context)
     n_dof = degrees_of_freedom(system, spec.ensemble)
-    provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
-    provenance["integrator"] = _integrator_provenance(spec)
-    provenance["force"] = built.force
-    provenance["engine"] = built.engine_on(platform_name)
-    provenance["graph"] = {"replayed": built.graph, "reason": built.graph_reason}
     for line in built.notices:
         say_once(line)
-    provenance["notices"] = [*chosen.notices, *built.notices]
-    if device:
-        provenance["device"] = device
-    if before:
+    earlier_notices = before.notices if before is not None else ()
+    provenance = run_provenance(
+        spec,
+        potential,
+        system,
+        platform_name,
+        rest,
+        n_dof,
+        integrator=_recorded_integrator(spec),
+        force=built.force,
+        engine=built.engine_on(platform_name),
+        graph=RecordedGraph(built.graph, built.graph_reason),
+        device=RecordedDevice(**device) if device else None,
+        notices=tuple(dict.fromkeys((*earlier_notices, *chosen.notices, *built.notices))),
+    )
+    if before is not None:
         _refuse_another_model(folder, before, provenance)
-        provenance["earlier"] = _earlier(before, provenance)
+        provenance = dataclasses.replace(provenance, earlier=_earlier(before, provenance))
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -171,10 +186,10 @@ def _record(
     log.write("complete")
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    """The provenance of a run that is there already; empty where there is none."""
+def _recorded(folder: Path) -> RunProvenance | None:
+    """The provenance of a run that is there already; None where there is none."""
     path = folder / rundir.PROVENANCE_FILE
-    return dict(rundir.read_json(path)) if path.exists() else {}
+    return read_document(path, RunProvenance) if path.exists() else None
 
 
 def _platform(
@@ -192,31 +207,31 @@ def _platform(
     return choose(potential, system, spec.platform, n_replicas=batch_size, precision=spec.precision)
 
 
-def _refuse_another_model(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_another_model(folder: Path, before: RunProvenance, now: RunProvenance) -> None:
     """Go on only with the model that a run was begun with, whatever their names are."""
-    found, wanted = before.get("potential", {}).get("sha256"), now["potential"]["sha256"]
+    found, wanted = before.potential.sha256, now.potential.sha256
     if found is not None and found != wanted:
         raise OutputExistsError(
-            f"{folder} holds a run of another model named {before['potential'].get('name')}: its "
+            f"{folder} holds a run of another model named {before.potential.name}: its "
             f"content had the sha256 {found[:12]}..., this one's is {str(wanted)[:12]}...; use "
             "another --out, or the model as it was"
         )
 
 
-def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+def _earlier(before: RunProvenance, now: RunProvenance) -> tuple[ComputedBy, ...]:
     """Where the first parts of the run were computed, if elsewhere or by something else."""
-    said = {key: before.get(key) for key in _COMPUTED_BY}
-    earlier: list[dict[str, Any]] = list(before.get("earlier", []))
-    return earlier if said == {key: now.get(key) for key in _COMPUTED_BY} else [*earlier, said]
+    if before.computed_by == now.computed_by:
+        return before.earlier
+    return (*before.earlier, before.computed_by)
 
 
-def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:
+def _recorded_integrator(spec: RunSpec) -> RecordedIntegrator:
     if spec.ensemble == "nve":
-        return {"name": "VerletIntegrator", "velocities": "on the step"}
-    return {
-        "name": "LangevinMiddleIntegrator",
-        "velocities": "half a step behind, as the integrator has them",
-        "friction_per_ps": FRICTION_PER_PS,
-        "resumed": "from OpenMM's checkpoint, random stream included: the same run; where it does "
-        "not load, a new stream, and status.json names the steps in new_random_streams",
-    }
+        return RecordedIntegrator("VerletIntegrator", "on the step")
+    return RecordedIntegrator(
+        "LangevinMiddleIntegrator",
+        "half a step behind, as the integrator has them",
+        FRICTION_PER_PS,
+        "from OpenMM's checkpoint, random stream included: the same run; where it does not load, "
+        "a new stream, and status.json names the steps in new_random_streams",
+    )

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from omm_mlff.forces.potential_errors import RAISED
 from omm_mlff.geometry.distances import BOND_LIMIT_NM, covalent_radii, pair_lengths
-from omm_mlff.schema import RAISED, Event, MolecularSystem
+from omm_mlff.schema import Event, MolecularSystem
 from omm_mlff.units import ANGSTROM_PER_NM, EV_PER_KJMOL
 
 ENERGY_LIMIT_EV = 0.1

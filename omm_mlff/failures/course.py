@@ -19,6 +19,7 @@ from omm_mlff.checks.drift import shadow_energy
 from omm_mlff.checks.frames import Sample, stretches
 from omm_mlff.checks.temperature import kinetic_temperature
 from omm_mlff.geometry.distances import minimum_image
+from omm_mlff.record.frame_fields import FIELDS
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import EV_PER_KJMOL, PS_PER_FS
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from omm_mlff.record.rundir import RunRecord
 
 _NUMBERS_AT_ONCE = 1_000_000  # of one vector field; four pieces' worth is read at a time
-
-_FIELDS = ("time", "potential_energy", "kinetic_energy", "positions", "velocities", "forces")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,7 @@ def _pieces(
     replica = run.replica(index)
     size = max(16, _NUMBERS_AT_ONCE // (3 * system.n_atoms))
     sample = Sample(index, replica, replica.n_frames)
-    return stretches(sample, size, _FIELDS, overlap=2)
+    return stretches(sample, size, FIELDS, overlap=2)
 
 
 def _n_finite(piece: dict[str, NDArray[np.float64]]) -> int:

@@ -34,8 +34,9 @@ from omm_mlff.failures.moments import (
 from omm_mlff.failures.replay import SCRIPT, write_replay
 from omm_mlff.failures.symptoms import Symptom, in_order
 from omm_mlff.potentials.base import Potential
-from omm_mlff.record import rundir
+from omm_mlff.record.documents import write_json
 from omm_mlff.record.rundir import replica_folder
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import MolecularSystem, finite
 from omm_mlff.units import PS_PER_FS
 
@@ -130,7 +131,7 @@ def explain(
     explanations = []
     for index in failed[:MAX_REPLICAS]:
         place = folder / replica_folder(index)
-        with rundir.storage_errors(place):
+        with storage_errors(place):
             place.mkdir(parents=True, exist_ok=True)
         made = Explanation(run.spec.name, index, symptoms[index], len(failed), place)
         _write(made, scan, potential, witness, why_not)
@@ -168,7 +169,7 @@ def _write(
     if not len(time):
         report["frames"] = None
         report["frames_absent"] = "the replica has no frame: it failed at its first evaluation"
-        rundir.write_json(made.folder / "failure.json", finite(report))
+        write_json(made.folder / "failure.json", finite(report))
         return
     n_window = max(1, round(BEFORE_PS / run.dt_ps))
     onset = min(int(np.searchsorted(time, first.time_ps - 0.5 * run.dt_ps)), len(time) - 1)
@@ -203,7 +204,7 @@ def _write(
         velocities=half_velocities(run, around, 0),
         n_steps=n_steps,
     )
-    rundir.write_json(made.folder / "failure.json", finite(report))
+    write_json(made.folder / "failure.json", finite(report))
 
 
 def _after(

@@ -16,7 +16,7 @@ from omm_mlff.dynamics.platform_choice import where_runs_are
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.units import ANGSTROM_PER_NM, PS_PER_FS
 
@@ -100,7 +100,7 @@ def steps_beyond(
     note : why there are no more
     """
     name = choose_platform(
-        where_runs_are(run.spec.platform, [str(run.provenance["platform"])]), system.n_atoms
+        where_runs_are(run.spec.platform, [run.provenance.platform]), system.n_atoms
     )
     context = openmm.Context(
         build_system(potential, system),
@@ -145,7 +145,7 @@ def write_models(path: Path, system: MolecularSystem, positions: NDArray[np.floa
     if not fitting:
         path.unlink(missing_ok=True)
         return 0
-    with rundir.storage_errors(path), path.open("w", encoding="utf-8") as file:
+    with storage_errors(path), path.open("w", encoding="utf-8") as file:
         PDBFile.writeHeader(system.topology, file)
         for number, x in enumerate(fitting, start=1):
             PDBFile.writeModel(system.topology, x * ANGSTROM_PER_NM, file, modelIndex=number)

@@ -12,7 +12,7 @@ from omm_mlff.dynamics.platform_choice import where_runs_are
 from omm_mlff.errors import OmmMlffError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
-from omm_mlff.record import rundir
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system
 from omm_mlff.units import PS_PER_FS
@@ -90,13 +90,13 @@ def write_replay(
         state=STATE,
         timestep_ps=run.spec.timestep_fs * PS_PER_FS,
         platform=choose_platform(
-            where_runs_are(run.spec.platform, [str(run.provenance["platform"])]), system.n_atoms
+            where_runs_are(run.spec.platform, [run.provenance.platform]), system.n_atoms
         ),
         potential=potential,
         n_steps=n_steps,
         start_ps=round(start_ps, 6),
     )
-    with rundir.storage_errors(folder):
+    with storage_errors(folder):
         np.savez(folder / STATE, positions=positions, velocities=velocities)
         (folder / SCRIPT).write_text(text, encoding="utf-8")
 

@@ -77,7 +77,7 @@ class _Tapped(nn.Module):
 
 
 class _TappedMolecules(nn.Module):
-    """The same for a compiled engine, in one op: each costs as much as a small student's step."""
+    """A compiled engine with its tap, in one op: each costs as much as a small student's step."""
 
     def __init__(self, scripted: nn.Module | None, student: int, handle: int) -> None:
         super().__init__()

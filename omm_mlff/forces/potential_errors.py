@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 
 from omm_mlff.errors import ValidationFailure
 from omm_mlff.forces.gpu_faults import device_was_lost
-from omm_mlff.schema import RAISED, PotentialCard
+from omm_mlff.schema import PotentialCard
+
+RAISED = "the potential raised"
+"""How sentences on an error of a potential's own code begin."""
 
 OUR_OWN = ("student",)
 """Sources whose code is this package's."""

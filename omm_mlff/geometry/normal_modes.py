@@ -31,7 +31,8 @@ STEP_NM = 0.005 * NM_PER_ANGSTROM
 softest mode; curvature leaves 0.3 1/cm on an O-H stretch."""
 
 AMPLITUDE_NM = 0.03 * NM_PER_ANGSTROM
-"""The same where two methods are compared: half of what a hydrogen moves in its ground state.
+"""Of the central difference where two methods are compared: half of what a hydrogen moves in its
+ground state.
 Reference methods that are networks themselves can have forces that bend within less (ANI's
 activations have no continuous second derivative: its water bends with 1737 1/cm over 0.005
 angstrom and with 1610 over 0.03), which no motion feels and nobody should reproduce. Over

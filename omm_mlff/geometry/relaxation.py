@@ -22,7 +22,7 @@ Surface = Callable[[Float], tuple[Float, Float]]
 """positions (n_frames, n_atoms, 3) nm -> energies (n_frames,) kJ/mol, forces kJ/mol/nm."""
 
 Restraint = Callable[[Float, NDArray[np.int64]], tuple[Float, Float]]
-"""The same of something added to a surface, told which copies the frames belong to."""
+"""Energies and forces of something added to a surface, told which copies the frames belong to."""
 
 TOLERANCE = 1.0e-3 * KJMOL_NM_PER_EV_ANGSTROM
 """Largest force component at a minimum: ten times the rounding of float32 forces."""

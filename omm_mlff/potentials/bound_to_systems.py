@@ -15,7 +15,7 @@ from omm_mlff.schema import MolecularSystem, PotentialCard
 
 
 class BoundPotential:
-    """The same potential, which refuses every molecule but those that it is bound to.
+    """A potential that refuses every molecule but those that it is bound to.
 
     A file that was made for one molecule cannot tell that it is shown another one with as many
     atoms. Checks that build dimers, fragments or lone molecules from a system ask `unsupported`

@@ -207,7 +207,7 @@ class StudentPotential:
         return float(atomic.sum()) * KJMOL_PER_EV
 
     def in_float64(self) -> StudentPotential:
-        """The same weights with the network in float64.
+        """This student, its weights as they are, with the network in float64.
 
         What the two differ by is the rounding of the network.
         """

@@ -112,12 +112,13 @@ def attempt(task: Task) -> Attempt:
     diagnosis = found.diagnosis
     behind = [name for cause in diagnosis[:1] for name in cause.evidence]
     measurements = behind + [alarm.measurement for alarm in alarms]
+    check_of = {row.name: row.check for row in found.measured.declarations}
     return Attempt(
         task,
         found.verdict.name,
         tuple(cause.slug for cause in diagnosis),
         diagnosis[0].sentence if diagnosis else "",
-        tuple(dict.fromkeys(name.partition(".")[0] for name in measurements)),
+        tuple(dict.fromkeys(check_of[name] for name in measurements)),
         alarms,
         cpu,
         wall,

@@ -166,7 +166,7 @@ class Design:
                     rows,
                     self.measured.scope,
                     planned=self.measured.planned,
-                    dtype=self.measured.card["dtype"],
+                    dtype=self.measured.card.dtype,
                 )
                 verdict = self._without_the_rest(verdict)
                 failed |= {f.criterion for f in verdict.findings if f.status == "fail"}
@@ -292,7 +292,7 @@ def criterion_rates(
                 for index in design.drawn
                 if design.measured.measurements[index].name == criterion.measurement
             ]
-            dtype = design.measured.card["dtype"]
+            dtype = design.measured.card.dtype
             if not places or (criterion.dtypes and dtype not in criterion.dtypes):
                 continue
             shares = []

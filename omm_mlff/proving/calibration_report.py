@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omm_mlff.proving.calibration import (
     drift_coverage,
     verdict_rates,
 )
+from omm_mlff.report.markdown_table import markdown_table
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +92,7 @@ def calibrate(
     say("criteria", 2, 2)
     card = design.measured.card
     return Calibration(
-        f"{card['name']}, profile {design.measured.scope.profile}",
+        f"{card.name}, profile {design.measured.scope.profile}",
         tuple(coverage),
         verdicts,
         tuple(criteria),
@@ -123,7 +124,7 @@ def as_markdown(calibration: Calibration) -> str:
         "",
         f"{N_SETS} sets of replicas each, true drift {TRUE_DRIFT:g} a frame beside noise of 1.",
         "",
-        *_table(
+        *markdown_table(
             ("noise", "replicas", "frames", "coverage"),
             [(*row[:3], f"{100 * row[3]:.1f} %") for row in calibration.coverage],
         ),
@@ -133,7 +134,7 @@ def as_markdown(calibration: Calibration) -> str:
         f"{rates.n_trials} verdicts under `strict`, three looks included; standard errors and "
         f"criteria as measured for {calibration.design}.",
         "",
-        *_table(
+        *markdown_table(
             ("APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"),
             [
                 tuple(
@@ -153,7 +154,7 @@ def as_markdown(calibration: Calibration) -> str:
         f"False failures: {calibration.n_sound} verdicts on the sound model. On the bound, twice "
         f"the bound: {calibration.n_trials} verdicts each with one truth moved there.",
         "",
-        *_table(
+        *markdown_table(
             (
                 "criterion",
                 "severity",
@@ -178,10 +179,3 @@ def as_markdown(calibration: Calibration) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    def line(cells: Sequence[object]) -> str:
-        return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omm_mlff.proving.matrix import BadRow, GoodRow, Matrix, Reach
+from omm_mlff.report.markdown_table import markdown_table
 from omm_mlff.schema import finite
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def as_markdown(matrix: Matrix) -> str:
 
 
 def as_tables(matrix: Matrix) -> list[Table]:
-    """The same for the console."""
+    """The matrix for the console."""
     from rich import box
     from rich.table import Table
 
@@ -159,8 +160,4 @@ def _good_cells(row: GoodRow) -> tuple[str, ...]:
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return ["None was tried."]
-    return [
-        f"| {' | '.join(columns)} |",
-        f"| {' | '.join('---' for _ in columns)} |",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
-    ]
+    return markdown_table(columns, rows)

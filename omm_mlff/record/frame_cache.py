@@ -58,7 +58,7 @@ class Kept:
         return made
 
     def of(self, key: Hashable, n_bytes: int, make: Callable[[], Made]) -> Made:
-        """The same, made each time anew where there is no room."""
+        """What is kept under a key; made each time anew where there is no room for it."""
         made = self.value(key, n_bytes, make)
         return make() if made is None else made
 

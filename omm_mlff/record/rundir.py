@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,8 +28,13 @@ import numpy as np
 import tables
 from numpy.typing import NDArray
 
-from omm_mlff.errors import InputError, OutputExistsError, RunDirectoryError, StorageError
+from omm_mlff.errors import InputError, OutputExistsError, RunDirectoryError
+from omm_mlff.record.documents import read_document, write_document
 from omm_mlff.record.frame_cache import Kept
+from omm_mlff.record.frame_fields import FIELDS, FRAME_FIELDS
+from omm_mlff.record.provenance import RunProvenance
+from omm_mlff.record.status import RunStatus
+from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import Event, RunSpec
 
 SPEC_FILE = "spec.json"
@@ -43,69 +47,11 @@ _CHUNK_CACHE_BYTES = 64 * 1024
 """HDF5's cache of one open dataset. Its default of 1 MiB, times six datasets and every replica,
 would be most of what a run adds to the process, and appending whole chunks needs none of it."""
 
-_FIELDS = {  # our name: (MDTraj's dataset, unit)
-    "time": ("time", "picoseconds"),
-    "potential_energy": ("potentialEnergy", "kilojoules_per_mole"),
-    "kinetic_energy": ("kineticEnergy", "kilojoules_per_mole"),
-    "positions": ("coordinates", "nanometers"),
-    "velocities": ("velocities", "nanometers/picosecond"),
-    "forces": ("forces", "kilojoules_per_mole/nanometer"),
-}
-_PER_ATOM = ("positions", "velocities", "forces")
-_DATASETS = {name: dataset for name, (dataset, _) in _FIELDS.items()}
+_FIELD = {row.name: row for row in FRAME_FIELDS}
 _NUMBER_BYTES = 64
-FIELDS = tuple(_FIELDS)
-"""Of a frame, as `ReplicaRecord.chunks` names them."""
 
 
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"the disk is full: cannot write {path}; free some space, then repeat with --resume"
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
-        raise
-    except tables.HDF5ExtError as error:
-        free = os.statvfs(path.parent if path.parent.exists() else Path.cwd()).f_bavail
-        reason = "the disk is full" if free < 1024 else str(error).strip().splitlines()[-1]
-        raise StorageError(f"cannot write {path}: {reason}") from error
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a kill leaves the old one or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    with storage_errors(path):
-        partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    RunDirectoryError : absent or damaged
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunDirectoryError(
-            f"{path} is missing; this is not a complete run directory"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunDirectoryError(f"{path} is damaged ({error}); repeat the run") from None
-    if not isinstance(data, dict):
-        raise RunDirectoryError(f"{path} is damaged: expected a JSON object")
-    return data
-
-
-def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume: bool) -> bool:
+def create(folder: Path, spec: RunSpec, provenance: RunProvenance, *, resume: bool) -> bool:
     """Make a run directory, or find one to go on with.
 
     Returns
@@ -120,7 +66,7 @@ def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume
     spec_path = folder / SPEC_FILE
     found = spec_path.exists()
     if found:
-        old = RunSpec.from_json(read_json(spec_path))
+        old = read_document(spec_path, RunSpec)
         if not resume:
             raise OutputExistsError(f"{folder} already holds a run; use --resume or another --out")
         # Where it is computed is no part of what is asked for; provenance.json says where it was.
@@ -135,8 +81,8 @@ def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume
             )
     else:
         make_folder(folder)
-    write_json(folder / PROVENANCE_FILE, provenance)
-    write_json(spec_path, spec.to_json())
+    write_document(folder / PROVENANCE_FILE, provenance)
+    write_document(spec_path, spec)
     return found
 
 
@@ -197,8 +143,8 @@ class FrameFile:
         """
         n_frames = len(frames["time"])
         with storage_errors(self.partial):
-            for name, (dataset, _) in _FIELDS.items():
-                self._file.get_node("/", dataset).append(frames[name])
+            for row in FRAME_FIELDS:
+                self._file.get_node("/", row.dataset).append(frames[row.name])
             if self.box_vectors is not None:
                 lengths, angles = _box_lengths_and_angles(self.box_vectors)
                 self._file.root.cell_lengths.append(np.tile(lengths, (n_frames, 1)))
@@ -226,9 +172,9 @@ class FrameFile:
         attributes.programVersion = "1"
         attributes.application = "omm-mlff"
         self._file.create_array("/", "topology", obj=[topology.encode()])
-        for name, (dataset, unit) in _FIELDS.items():
-            shape = (0, self.n_atoms, 3) if name in _PER_ATOM else (0,)
-            self._column(dataset, unit, shape)
+        for row in FRAME_FIELDS:
+            shape = (0, self.n_atoms, 3) if row.per_atom else (0,)
+            self._column(row.dataset, row.unit, shape)
         if self.box_vectors is not None:
             self._column("cell_lengths", "nanometers", (0, 3))
             self._column("cell_angles", "degrees", (0, 3))
@@ -383,7 +329,7 @@ class ReplicaRecord:
                     yield {name: whole[name][start : start + n_frames] for name in names}
                 continue
             with _opened(path) as handle:
-                nodes = {name: handle.get_node("/", _DATASETS[name]) for name in names}
+                nodes = {name: handle.get_node("/", _FIELD[name].dataset) for name in names}
                 for start in range(0, handle.root.time.shape[0], n_frames):
                     yield {name: node[start : start + n_frames] for name, node in nodes.items()}
 
@@ -413,7 +359,7 @@ class ReplicaRecord:
                 continue
             with _opened(path) as handle:
                 for name in names:
-                    node = handle.get_node("/", _DATASETS[name])
+                    node = handle.get_node("/", _FIELD[name].dataset)
                     found[name].append(np.array([node[int(row)] for row in inside]))
         return {
             name: np.concatenate(found[name]) if found[name] else _no_frames(name) for name in names
@@ -452,18 +398,14 @@ def _length(path: Path) -> int:
 def _segment(path: Path) -> dict[str, NDArray[np.float64]]:
     """Every field of a segment, not to be written to."""
     with _opened(path) as handle:
-        whole = {name: handle.get_node("/", dataset)[:] for name, dataset in _DATASETS.items()}
+        whole = {row.name: handle.get_node("/", row.dataset)[:] for row in FRAME_FIELDS}
     for array in whole.values():
         array.flags.writeable = False
     return whole
 
 
 def _no_frames(name: str) -> NDArray[np.float64]:
-    return np.empty((0, 0, 3) if name in _PER_ATOM else (0,))
-
-
-def _by_number(item: tuple[str, Any]) -> int:
-    return int(item[0])
+    return np.empty((0, 0, 3) if _FIELD[name].per_atom else (0,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -496,16 +438,16 @@ class RunRecord:
     folder : of the run
     spec : what was asked for
     provenance : versions, device, precision, hashes; also the molecule
-    status : "state" is "complete", "running" or "interrupted"; step counts and costs
+    status : how it stands; step counts, costs and events
     kept : frames, and what was worked out from them, while it is small
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = folder = Path(folder)
         self.kept = Kept()
-        self.spec = RunSpec.from_json(read_json(folder / SPEC_FILE))
-        self.provenance = read_json(folder / PROVENANCE_FILE)
-        self.status = read_json(folder / STATUS_FILE)
+        self.spec = read_document(folder / SPEC_FILE, RunSpec)
+        self.provenance = read_document(folder / PROVENANCE_FILE, RunProvenance)
+        self.status = read_document(folder / STATUS_FILE, RunStatus)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> RunRecord:
@@ -518,8 +460,8 @@ class RunRecord:
         return cls(folder)
 
     def __repr__(self) -> str:
-        state = self.status.get("state", "unknown")
-        return f"<RunRecord {self.name}: {self.n_replicas} replicas, {state}, in {self.folder}>"
+        replicas = f"{self.n_replicas} replicas, {self.status.state}"
+        return f"<RunRecord {self.name}: {replicas}, in {self.folder}>"
 
     @property
     def name(self) -> str:
@@ -537,45 +479,42 @@ class RunRecord:
     @property
     def species(self) -> NDArray[np.int64]:
         """Shape (n_atoms,), atomic numbers."""
-        return np.array(self.provenance["molecule"]["species"], dtype=np.int64)
+        return np.array(self.provenance.molecule.species, dtype=np.int64)
 
     @property
     def masses(self) -> NDArray[np.float64]:
         """Shape (n_atoms,), dalton."""
-        return np.array(self.provenance["molecule"]["masses"])
+        return np.array(self.provenance.molecule.masses)
 
     @property
     def bonds(self) -> NDArray[np.int64]:
         """Shape (n_bonds, 2)."""
-        return np.array(self.provenance["molecule"]["bonds"], dtype=np.int64).reshape(-1, 2)
+        return np.array(self.provenance.molecule.bonds, dtype=np.int64).reshape(-1, 2)
 
     @property
     def rest_positions(self) -> NDArray[np.float64]:
         """Shape (n_atoms, 3), nm: the structure that the replicas were started from."""
-        return np.array(self.provenance["molecule"]["positions"])
+        return np.array(self.provenance.molecule.positions)
 
     @property
     def n_dof(self) -> int:
-        return int(self.provenance["n_dof"])
+        return self.provenance.n_dof
 
     @property
     def pace(self) -> Pace:
         """What the steps cost while the run went on; empty in a record from before it was kept."""
         rows = [
             (number, *row)
-            for number, batch in sorted(self.status.get("batches", {}).items(), key=_by_number)
-            for row in batch.get("pace", [])
+            for number, batch in sorted(self.status.batches.items())
+            for row in batch.pace
         ]
         table = np.array(rows, dtype=np.float64).reshape(-1, 5)
         return Pace(*table.T)
 
-    @cached_property
-    def events(self) -> dict[int, Event]:
+    @property
+    def events(self) -> Mapping[int, Event]:
         """Why replicas were stopped, by replica."""
-        return {
-            int(replica): Event(**{**event, "atoms": tuple(event["atoms"])})
-            for replica, event in self.status.get("events", {}).items()
-        }
+        return self.status.events
 
     def replica(self, index: int) -> ReplicaRecord:
         """The record of one replica."""

@@ -65,7 +65,7 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
     verdict = judged.verdict
     head = Text.assemble(
         (verdict.name, _STYLES[verdict.name]),
-        f"  {judged.model['name']}, profile {judged.profile}, policy {judged.policy}",
+        f"  {judged.model.name}, profile {judged.profile}, policy {judged.policy}",
     )
     console.print()
     console.print(head)
@@ -82,7 +82,7 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
     _failures(verdict, console)
     _open_questions(verdict, console)
     _left_out(verdict, console)
-    for notice in judged.provenance.get("notices", []):
+    for notice in judged.provenance.notices:
         console.print(Text(f"notice: {notice}"), soft_wrap=True)
     if files:
         names = ", ".join(path.name for path in files)
@@ -153,12 +153,12 @@ def _one_pass_a_check(rows: Sequence[Finding]) -> tuple[list[Finding], dict[int,
     beside: dict[int, int] = {}
     passes = [row for row in rows if row.status == "pass" and row.severity != "info"]
     for row in passes:
-        check = row.measurement.partition(".")[0]
+        check = row.check
         known = tightest.get(check)
         if known is None or excess(row) > excess(known):
             tightest[check] = row
     for check, row in tightest.items():
-        alike = [other for other in passes if other.measurement.partition(".")[0] == check]
+        alike = [other for other in passes if other.check == check]
         beside[id(row)] = len(alike) - 1
     kept = {id(row) for row in tightest.values()}
     shown = [row for row in rows if id(row) in kept or row.status != "pass"]

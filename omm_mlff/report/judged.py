@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from omm_mlff.schema import Cause, ExplainedFailure, Verdict
+from omm_mlff.schema import Cause, ExplainedFailure, PotentialCard, Verdict
+from omm_mlff.verdict.provenance import ValidationProvenance
 
 
 @dataclass(frozen=True)
@@ -15,20 +15,20 @@ class Judged:
 
     Attributes
     ----------
-    model : the potential's card, as JSON
+    model : the potential's card
     profile : its name
     policy : the one whose verdict counts, a key of `verdicts`
     verdicts : by policy
-    provenance : versions, device, hashes, seed; "command" repeats the validation
+    provenance : what it depends on, and the command that repeats it
     diagnosis : what the failures under `policy` come from, the first cause first
     failures : what happened in the runs behind them, replica by replica
     """
 
-    model: Mapping[str, Any]
+    model: PotentialCard
     profile: str
     policy: str
     verdicts: Mapping[str, Verdict]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: ValidationProvenance = field(default_factory=ValidationProvenance)
     diagnosis: tuple[Cause, ...] = ()
     failures: tuple[ExplainedFailure, ...] = ()
 

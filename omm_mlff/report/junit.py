@@ -28,7 +28,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 def as_xml(judged: Judged) -> ElementTree.Element:
     """One suite for each policy, one case for each finding."""
-    root = ElementTree.Element("testsuites", name=_legal(f"omm-mlff {judged.model['name']}"))
+    root = ElementTree.Element("testsuites", name=_legal(f"omm-mlff {judged.model.name}"))
     for verdict in (judged.verdict, *judged.others):
         root.append(_suite(judged, verdict))
     for count in ("tests", "failures", "errors"):  # Jenkins' schema has no more here
@@ -47,7 +47,7 @@ def _suite(judged: Judged, verdict: Verdict) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", name=_legal(verdict.policy))
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in (
-        ("model", str(judged.model["name"])),
+        ("model", judged.model.name),
         ("profile", judged.profile),
         ("verdict", verdict.name),
         ("reason", reason(verdict)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omm_mlff.report.judged import Judged
+from omm_mlff.report.markdown_table import markdown_cell, markdown_table
 from omm_mlff.report.wording import (
     bound,
     exact_place,
@@ -31,11 +33,11 @@ FILE_NAME = "report.md"
 def as_markdown(judged: Judged) -> str:
     """The whole report."""
     lines = [
-        f"# {judged.verdict.name}: {_cell(judged.model['name'])}",
+        f"# {judged.verdict.name}: {markdown_cell(judged.model.name)}",
         "",
         f"Profile `{judged.profile}`, policy `{judged.policy}`: {reason(judged.verdict)}",
         "",
-        *_table(
+        *markdown_table(
             ("policy", "verdict", "why"),
             [(name, v.name, reason(v)) for name, v in judged.verdicts.items()],
         ),
@@ -48,14 +50,13 @@ def as_markdown(judged: Judged) -> str:
         lines += [f"- {happened(failure)}" for failure in judged.failures]
     for verdict in (judged.verdict, *judged.others):
         lines += _policy(verdict)
-    lines += ["", "## Model", "", *_mapping(judged.model)]
-    if judged.provenance:
-        lines += ["", "## Provenance", "", *_mapping(judged.provenance)]
+    lines += ["", "## Model", "", *_mapping(dataclasses.asdict(judged.model))]
+    lines += ["", "## Provenance", "", *_mapping(judged.provenance.to_json())]
     command = repeat_command(
-        str(judged.model["name"]),
+        judged.model.name,
         judged.profile,
         judged.policy,
-        judged.provenance.get("command"),
+        judged.provenance.command,
     )
     lines += [
         "",
@@ -97,7 +98,7 @@ def _policy(verdict: Verdict) -> list[str]:
     measured = [f for f in verdict.findings if f.status != "not-applicable"]
     for system in dict.fromkeys(finding.system for finding in measured):
         lines += ["", f"### {system or 'The model as a whole'}", ""]
-        lines += _table(
+        lines += markdown_table(
             ("status", "criterion", "measurement", "where", "value", "interval", "bound", "note"),
             [
                 (
@@ -147,15 +148,4 @@ def _mapping(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         rows.append((key, f"`{text}`" if text else "-"))
-    return _table(("what", "value"), rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(_cell(cell) for cell in cells)} |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
-
-
-def _cell(text: object) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
+    return markdown_table(("what", "value"), rows)

@@ -53,6 +53,6 @@ def as_table(judged: Judged) -> pd.DataFrame:
 def write(judged: Judged, path: Path) -> None:
     """Writes the file, with the model and profile that its rows belong to in its first columns."""
     table = as_table(judged)
-    table.insert(0, "model", judged.model["name"])
+    table.insert(0, "model", judged.model.name)
     table.insert(1, "profile", judged.profile)
     table.to_csv(path, index=False)

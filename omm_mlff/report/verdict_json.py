@@ -17,7 +17,7 @@ def as_json(judged: Judged) -> dict[str, Any]:
     """The content of the file: the findings of every policy, the counting one first."""
     return {
         "schema": 1,
-        "model": finite(dict(judged.model)),
+        "model": finite(dataclasses.asdict(judged.model)),
         "profile": judged.profile,
         "policy": judged.policy,
         "verdict": judged.verdict.name,
@@ -29,7 +29,7 @@ def as_json(judged: Judged) -> dict[str, Any]:
         ],
         "diagnosis": [dataclasses.asdict(cause) for cause in judged.diagnosis],
         "failures": [dataclasses.asdict(failure) for failure in judged.failures],
-        "provenance": finite(dict(judged.provenance)),
+        "provenance": judged.provenance.to_json(),
     }
 
 

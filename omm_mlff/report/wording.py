@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from omm_mlff.schema import Cause, ExplainedFailure, Finding, Verdict
+from omm_mlff.schema import Cause, ExplainedFailure, Finding, Reason, Verdict
 
 _URGENCY = {"fail": 0, "not-measured": 1, "undecided": 2, "pass": 3, "not-applicable": 4}
 _WEIGHT = {"reject": 0, "limit": 1, "info": 2}
@@ -94,7 +94,7 @@ def urgency(finding: Finding) -> tuple[int, int, int]:
 
 def out_of_scope(finding: Finding) -> bool:
     """Whether it was the profile that left the criterion out."""
-    return finding.status == "not-applicable" and finding.cause.startswith("out of the scope")
+    return finding.status == "not-applicable" and Reason.OUT_OF_SCOPE in finding.reasons
 
 
 def not_applicable(findings: Iterable[Finding]) -> list[tuple[str, int]]:
@@ -187,9 +187,9 @@ def needed_by_run(findings: Iterable[Finding]) -> dict[str, float]:
     return needed
 
 
-def repeat_command(model: str, profile: str, policy: str, recorded: object) -> str:
+def repeat_command(model: str, profile: str, policy: str, recorded: str | None) -> str:
     """The command that repeats a validation: the recorded one, where there is one."""
-    if isinstance(recorded, str) and recorded:
+    if recorded:
         return recorded
     return f"omm-mlff validate --model {model} --profile {profile} --policy {policy}"
 

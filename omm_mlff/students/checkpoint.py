@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +22,7 @@ from safetensors.torch import save as dump_tensors
 
 from omm_mlff.data import data_folder, shipped_names
 from omm_mlff.errors import CheckpointError, UnknownNameError
+from omm_mlff.record.replacing import replaced
 from omm_mlff.students.student import Student, StudentConfig
 
 MODEL_FILE = "model.safetensors"
@@ -184,6 +184,5 @@ def _unpickled(payload: bytes) -> dict[str, Any]:
 
 
 def _replace(path: Path, payload: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(payload)
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_bytes(payload)

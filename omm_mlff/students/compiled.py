@@ -405,7 +405,7 @@ def _verify(model: _Model, kernel: KernelModel, species: tuple[int, ...], period
 
 
 def _verify_on_device(model: _Model, launch: Launch, species: Tensor, index: int) -> None:
-    """The same on a device, for copies that go through it as those of `launch` will."""
+    """Compare on a device, for copies that go through it as those of `launch` will."""
     call = launch.call
     n_copies = min(call.n_copies, 2 * call.group + 1)
     key = (model.digest, tuple(species.tolist()), launch.variant, call.group, n_copies, index)

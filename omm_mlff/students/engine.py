@@ -151,7 +151,7 @@ class BoxEngine(nn.Module):
         return self.find(positions.detach() * self.angstrom_per_nm, box)
 
     def find(self, x: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for positions in angstrom; `r_ij` can be differentiated."""
+        """Neighbours of positions in angstrom; `r_ij` can be differentiated."""
         cell = torch.zeros([3, 3], dtype=x.dtype, device=x.device)
         if self.periodic:
             assert box is not None, "a periodic engine needs box vectors"

@@ -110,7 +110,7 @@ def _equilibrated() -> tuple[Float, float]:
 
 
 def _relaxed(topology: app.Topology, positions: Float, side: float) -> Float:
-    """The same molecules, rigid, after a few steps downhill with TIP3P; oxygens in the cell."""
+    """Water molecules, rigid, after a few steps downhill with TIP3P; oxygens in the cell."""
     system = app.ForceField("tip3p.xml").createSystem(
         topology,
         nonbondedMethod=app.CutoffPeriodic,

@@ -87,7 +87,7 @@ class Teacher:
     def label_mixed(
         self, structures: list[tuple[NDArray[np.int64], Float]]
     ) -> list[tuple[float, Float, float]]:
-        """The same for structures of different compositions, grouped so that each is a batch.
+        """Labels for structures of different compositions, grouped so that each is a batch.
 
         Parameters
         ----------

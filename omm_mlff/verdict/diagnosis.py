@@ -3,18 +3,28 @@
 One fault fails many criteria: forces that differ from call to call also have no energy whose
 gradient they are, an energy that drifts, and a different answer after every rotation. The rules
 below are tried in order, from faults that spoil every other figure to those that spoil only their
-own; each takes the failed findings that it explains off the table, and what is left at the end is
-named after the criterion that failed.
+own; each takes the failed findings that it explains off the table (what a measurement's failure
+follows from is declared with it), and what is left at the end is called by the symptom that its
+measurement declares, or else after its check. Numbers, and reasons of a closed set, decide; no
+text does.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from omm_mlff.schema import RAISED, Cause, Finding, Measurement, Severity
+from omm_mlff.schema import (
+    Cause,
+    Declaration,
+    Fault,
+    Finding,
+    Measurement,
+    Reason,
+    Severity,
+    Symptom,
+)
 from omm_mlff.units import (
     ANGSTROM_PER_BOHR,
     ANGSTROM_PER_NM,
@@ -38,34 +48,6 @@ _UNIT_FACTORS = {
 }
 _UNIT_TOLERANCE = 0.03  # relative; a sound student is off by 1%, the nearest factors are 8% apart
 
-_NOT_FINITE = re.compile(r"\bnot finite\b|\bNaN\b|\bnan\b|has no energy beyond")
-
-
-_EVALUATION = (
-    "attribution",
-    "box",
-    "cutoff",
-    "determinism",
-    "extensivity",
-    "gradient",
-    "invariance",
-    "jumps",
-    "momentum",
-    "nve",
-    "parity",
-    "precision",
-    "restart",
-    "short_range",
-    "smoothness",
-    "stability",
-    "structure",
-    "thermostat",
-    "timestep",
-    "vibrations",
-)
-_DYNAMICS = ("attribution", "nve", "stability", "structure", "survival", "thermostat", "timestep")
-_MOVED = (*_DYNAMICS, "accuracy", "along", "distribution", "vibrations", "torsions", "conformers")
-
 
 class Facts:
     """What was measured, and which failed findings no cause explains yet.
@@ -74,17 +56,28 @@ class Facts:
     ----------
     findings : of every policy that was judged
     measurements : all of them, also those that no criterion bounds
+    declarations : of the checks that measured
     """
 
-    def __init__(self, findings: Iterable[Finding], measurements: Sequence[Measurement]) -> None:
+    def __init__(
+        self,
+        findings: Iterable[Finding],
+        measurements: Sequence[Measurement],
+        declarations: Iterable[Declaration],
+    ) -> None:
         failed = [f for f in findings if f.status == "fail" and f.severity != "info"]
         failed.sort(key=lambda f: f.severity != "reject")  # stable: reject first
         self.open = failed
         self.measurements = measurements
+        self._declared = {row.name: row for row in declarations}
 
     def failed(self, *names: str) -> list[Finding]:
         """Failed findings on these measurements, or on all of a check's ("cutoff")."""
-        return [f for f in self.open if _named(f.measurement, names)]
+        return [f for f in self.open if f.measurement in names or f.check in names]
+
+    def showing(self, symptom: Symptom) -> list[Finding]:
+        """Failed findings on the measurements that declare a symptom."""
+        return [f for f in self.open if self._symptom(f) is symptom]
 
     def largest(self, name: str, system: str | None) -> float:
         """A measurement on a system, the largest in size; NaN where it was not measured."""
@@ -95,9 +88,20 @@ class Facts:
         ]
         return max(values, key=abs, default=math.nan)
 
-    def explain(self, *names: str) -> None:
-        """Take the failed findings on these measurements off the table."""
-        self.open = [f for f in self.open if not _named(f.measurement, names)]
+    def explain(self, shown: Sequence[Finding], fault: Fault | None = None) -> None:
+        """Take off the table what shows a cause, and what follows from the fault behind it."""
+        own = {f.measurement for f in shown}
+        self.open = [
+            f for f in self.open if f.measurement not in own and fault not in self._faults(f)
+        ]
+
+    def _faults(self, finding: Finding) -> tuple[Fault, ...]:
+        row = self._declared.get(finding.measurement)
+        return row.explained_by if row else ()
+
+    def _symptom(self, finding: Finding) -> Symptom | None:
+        row = self._declared.get(finding.measurement)
+        return row.symptom if row else None
 
 
 @dataclass(frozen=True)
@@ -107,51 +111,51 @@ class Rule:
     Attributes
     ----------
     shows : the failed findings that show the cause; none where it is not the cause
-    explains : measurements, or checks, whose failures follow from it
+    fault : the failures that follow from it are those that declare so; None: none does
     """
 
     slug: str
     sentence: str
     shows: Callable[[Facts], list[Finding]]
-    explains: tuple[str, ...] = ()
+    fault: Fault | None = None
 
 
-def diagnose(findings: Iterable[Finding], measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
+def diagnose(
+    findings: Iterable[Finding],
+    measurements: Sequence[Measurement],
+    declarations: Iterable[Declaration],
+) -> tuple[Cause, ...]:
     """What the failed findings come from, the most fundamental cause first.
 
     Parameters
     ----------
     findings : of every policy that was judged
     measurements : everything that was measured
+    declarations : of the checks that measured
 
     Returns
     -------
     nothing where nothing failed
     """
-    facts = Facts(findings, measurements)
+    facts = Facts(findings, measurements, declarations)
     causes = []
     for rule in RULES:
         shown = rule.shows(facts)
         if shown:
             causes.append(_cause(rule.slug, rule.sentence, shown))
-            own = tuple(f.measurement for f in shown)
-            facts.explain(*own, *rule.explains)
-    for names, slug, sentence in _FALLBACK:
-        shown = facts.failed(*names)
+            facts.explain(shown, rule.fault)
+    for symptom in Symptom:
+        shown = facts.showing(symptom)
         if shown:
-            causes.append(_cause(slug, sentence, shown))
-            facts.explain(*names)
+            causes.append(_cause(symptom.value, _SYMPTOMS[symptom], shown))
+            facts.explain(shown)
     for finding in list(facts.open):
         if finding in facts.open:  # the rest is named after its check
-            check = finding.measurement.partition(".")[0]
+            check = finding.check
             shown = facts.failed(check)
             causes.append(_cause(check.replace("_", "-"), f"the check {check} failed", shown))
-            facts.explain(check)
+            facts.explain(shown)
     return tuple(sorted(causes, key=lambda cause: cause.severity != "reject"))
-
-
-def _named(measurement: str, names: Sequence[str]) -> bool:
-    return measurement in names or measurement.partition(".")[0] in names
 
 
 def _cause(slug: str, sentence: str, shown: Sequence[Finding]) -> Cause:
@@ -255,7 +259,7 @@ def _short_range(slug: str) -> Callable[[Facts], list[Finding]]:
 
     def shows(facts: Facts) -> list[Finding]:
         walls = facts.failed("short_range.barrier", "short_range.hole", "short_range.temperature")
-        shown = [f for f in walls if not _NOT_FINITE.search(f.cause)]
+        shown = [f for f in walls if Reason.NOT_FINITE not in f.reasons]
         if not shown:
             return []
         barriers = [
@@ -278,7 +282,7 @@ def _unless_raised(*names: str) -> Callable[[Facts], list[Finding]]:
     """Failures by a number; an answer that is missing because the code raised is none."""
 
     def shows(facts: Facts) -> list[Finding]:
-        return [f for f in facts.failed(*names) if RAISED not in f.cause or _is_finite(f.value)]
+        return [f for f in facts.failed(*names) if not _raised(f) or _is_finite(f.value)]
 
     return shows
 
@@ -287,7 +291,7 @@ def _raises(facts: Facts) -> list[Finding]:
     """The code raised in a run, or on frames such as runs visit."""
     checks = ("accuracy", "determinism", "gradient", "invariance", "parity", "precision")
     on_frames = [f for f in facts.failed(*checks) if not _is_finite(f.value)]
-    return [f for f in facts.failed("stability", "survival") + on_frames if RAISED in f.cause]
+    return [f for f in facts.failed("bonds", "survival") + on_frames if _raised(f)]
 
 
 def _raises_beside(facts: Facts) -> list[Finding]:
@@ -295,8 +299,12 @@ def _raises_beside(facts: Facts) -> list[Finding]:
     return [
         f
         for f in facts.failed("jumps", "short_range", "smoothness", "vibrations", "box")
-        if RAISED in f.cause and (_NOT_FINITE.search(f.cause) or not _is_finite(f.value))
+        if _raised(f) and (Reason.NOT_FINITE in f.reasons or not _is_finite(f.value))
     ]
+
+
+def _raised(finding: Finding) -> bool:
+    return Reason.RAISED in finding.reasons
 
 
 def _is_finite(value: float | None) -> bool:
@@ -304,31 +312,27 @@ def _is_finite(value: float | None) -> bool:
 
 
 def _nan(facts: Facts) -> list[Finding]:
-    """Not a number where there should be one, in a figure or in the words of a finding."""
-    in_words = [f for f in facts.failed("stability", "survival") if _NOT_FINITE.search(f.cause)]
+    """Not a number where there should be one, in a run or in a figure."""
+    in_runs = [f for f in facts.failed("bonds", "survival") if Reason.NOT_FINITE in f.reasons]
     in_figures = [
         f
         for f in facts.failed("accuracy", "gradient", "invariance", "parity", "precision")
         if f.value is not None and not math.isfinite(f.value)
     ]
-    return in_words + in_figures
+    return in_runs + in_figures
 
 
 def _nan_beside(facts: Facts) -> list[Finding]:
     """Not a number at places that only a search has come to."""
     searches = facts.failed("jumps", "short_range", "smoothness")
-    return [f for f in searches if _NOT_FINITE.search(f.cause)]
+    return [f for f in searches if Reason.NOT_FINITE in f.reasons]
 
 
-def _drift_from(word: str) -> Callable[[Facts], list[Finding]]:
-    """Drift, or a fluctuation of the wrong order, that `attribution` has put down to a word."""
+def _drift_from(reason: Reason) -> Callable[[Facts], list[Finding]]:
+    """Drift, or a fluctuation of the wrong order, that `attribution` has put down to it."""
 
     def shows(facts: Facts) -> list[Finding]:
-        named = {
-            m.where.system
-            for m in facts.measurements
-            if m.name.startswith("attribution.") and m.cause.startswith(word)
-        }
+        named = {m.where.system for m in facts.measurements if reason in m.reasons}
         return [f for f in facts.failed("nve.drift") if f.system in named]
 
     return shows
@@ -343,128 +347,128 @@ RULES: tuple[Rule, ...] = (
         "nondeterminism",
         "the same structure gives another answer when it is asked again",
         _unless_raised("determinism.energy", "determinism.force"),
-        (*_EVALUATION, *_MOVED, "survival"),
+        Fault.NONDETERMINISM,
     ),
     Rule(
         "history",
         "the answer depends on what was evaluated before, as with a stale neighbour list, or an "
         "iteration that starts from the last answer",
         _unless_raised("determinism.history"),
-        (*_EVALUATION, *_MOVED, "survival"),
+        Fault.HISTORY,
     ),
     Rule(
         "raises",
         "its code stops with an error in a region that is visited",
         _raises,
-        (*_EVALUATION, *_MOVED, "survival"),
+        Fault.RAISES,
     ),
     Rule(
         "nan",
         "energy or forces are not finite in a region that is visited",
         _nan,
-        (*_EVALUATION, *_MOVED, "survival"),
+        Fault.NAN,
     ),
     Rule(
         "units",
         "energies or forces are in another unit than they claim",
         _units,
-        ("gradient", "cutoff", "smoothness", "short_range", "extensivity", "jumps", *_MOVED),
+        Fault.UNITS,
     ),
     Rule(
         "atom-order",
         "the atoms are taken in another order than the system's",
         _failed("order"),
-        ("accuracy", "invariance", "short_range", "smoothness", *_MOVED),
+        Fault.ATOM_ORDER,
     ),
     Rule(
         "force-noise",
         "the forces carry noise that the energy does not have",
         _noise(energy=False, force=True),
-        _EVALUATION,
+        Fault.NOISE,
     ),
     Rule(
         "rounding",
         "energies and forces lose digits inside the model, as with half precision",
         _noise(energy=True, force=True),
-        _EVALUATION,
+        Fault.NOISE,
     ),
     Rule(
         "energy-offset",
         "the energy is coarse while the forces are fine: a large constant takes its digits",
         _noise(energy=True, force=False),
-        _EVALUATION,
+        Fault.NOISE,
     ),
     Rule(
         "energy-offset",
         "the energy is too coarse for its gradient, as beside a large constant in float32",
         _coarse_energy,
-        _EVALUATION,
+        Fault.NOISE,
     ),
     Rule(
         "orientation",
         "the energy depends on how the molecule is turned",
         _orientation,
-        ("invariance", "extensivity", "accuracy", "momentum", "cutoff", "vibrations", *_DYNAMICS),
+        Fault.ORIENTATION,
     ),
     Rule(
         "box",
         "the periodic box is not handled as a lattice",
         _failed("box"),
-        ("invariance", "cutoff", "extensivity", *_DYNAMICS),
+        Fault.BOX,
     ),
     Rule(
         "cutoff",
         "energy or forces step where a pair crosses the cutoff",
         _failed("cutoff"),
-        ("gradient.scale", "jumps", "smoothness", "extensivity", "attribution", "nve", "timestep"),
+        Fault.CUTOFF,
     ),
     Rule(
         "jump",
         "the energy steps inside the region that is visited",
         _steps("jumps.energy", "jumps.force"),
-        ("gradient.scale", "jumps", "smoothness", "vibrations", *_DYNAMICS),
+        Fault.JUMP,
     ),
     Rule(
         "kink",
         "the forces turn abruptly while the energy is continuous, as at the tip of a cone",
         _steps("jumps.kink"),
-        ("gradient.scale", "jumps", "smoothness", *_DYNAMICS),
+        Fault.KINK,
     ),
     Rule(
         "force-scale",
         "the forces are a multiple of the energy's gradient",
         _force_scale,
-        ("gradient", *_MOVED),
+        Fault.FORCE_SCALE,
     ),
     Rule(
         "curl",
         "the forces are the gradient of no energy",
         _failed("gradient.error"),
-        ("gradient", "momentum", "invariance.net_torque", *_MOVED),
+        Fault.CURL,
     ),
     Rule(
         "raises",
         "its code stops with an error in a region within reach",
         _raises_beside,
-        ("jumps", "smoothness", "short_range", "vibrations", "box", *_DYNAMICS),
+        Fault.RAISES_IN_REACH,
     ),
     Rule(
         "nan",
         "energy or forces are not finite in a region within reach",
         _nan_beside,
-        ("jumps", "smoothness", "short_range", *_DYNAMICS),
+        Fault.NAN_IN_REACH,
     ),
     Rule(
         "no-repulsion",
         "nothing keeps atoms apart",
         _short_range("no-repulsion"),
-        ("smoothness", "jumps", *_DYNAMICS),
+        Fault.WALL,
     ),
     Rule(
         "hole",
         "there is a way through the repulsive wall, into a hole of the energy surface",
         _short_range("hole"),
-        ("smoothness", "jumps", *_DYNAMICS),
+        Fault.WALL,
     ),
     Rule(
         "memory-leak",
@@ -475,54 +479,41 @@ RULES: tuple[Rule, ...] = (
         "slowing-down",
         "a step costs more the longer the run is",
         _failed("soak.slowdown"),
-        ("cost",),
+        Fault.SLOWING_DOWN,
     ),
     Rule(
         "timestep",
         "the timestep is too long for the stiffest motion",
-        _drift_from("timestep"),
-        ("nve", "timestep"),
+        _drift_from(Reason.TIMESTEP),
+        Fault.ATTRIBUTED,
     ),
     Rule(
         "rounding",
         "the energy drifts by the rounding of the model's dtype",
-        _drift_from("rounding"),
-        ("nve", "timestep"),
+        _drift_from(Reason.ROUNDING),
+        Fault.ATTRIBUTED,
     ),
     Rule(
         "curl",
         "along the run the forces are not the gradient of the energy",
-        _drift_from("non-conservative force"),
-        ("nve", "timestep"),
+        _drift_from(Reason.NON_CONSERVATIVE),
+        Fault.ATTRIBUTED,
     ),
     Rule(
         "jump",
         "the energy drifts by single steps",
-        _drift_from("discontinuity"),
-        ("nve", "timestep"),
+        _drift_from(Reason.DISCONTINUITY),
+        Fault.ATTRIBUTED,
     ),
 )
 """In order: each takes what it explains off the table."""
 
-_FALLBACK: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("stability.broken_bonds", "stability.new_bonds"), "broken-bond", "the molecule reacts"),
-    (("stability", "survival"), "crash", "the simulation cannot go on"),
-    (("smoothness",), "rough", "the energy surface is rough along bonds or torsions"),
-    (("timestep", "nve.drift", "nve.energy_change"), "drift", "the energy is not conserved"),
-    (("nve.temperature_error", "thermostat"), "temperature", "the run is not at its temperature"),
-    (
-        (
-            "accuracy",
-            "along",
-            "short_range.binding",
-            "vibrations",
-            "torsions",
-            "conformers",
-            "structure",
-            "distribution",
-        ),
-        "accuracy",
-        "it is sound, and too far from its reference method",
-    ),
-    (("cost",), "cost", "a step takes too long"),
-)
+_SYMPTOMS: Mapping[Symptom, str] = {
+    Symptom.BROKEN_BOND: "the molecule reacts",
+    Symptom.CRASH: "the simulation cannot go on",
+    Symptom.ROUGH: "the energy surface is rough along bonds or torsions",
+    Symptom.DRIFT: "the energy is not conserved",
+    Symptom.TEMPERATURE: "the run is not at its temperature",
+    Symptom.ACCURACY: "it is sound, and too far from its reference method",
+    Symptom.COST: "a step takes too long",
+}

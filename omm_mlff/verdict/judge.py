@@ -34,13 +34,13 @@ from omm_mlff.schema import (
     Finding,
     FindingStatus,
     Measurement,
-    RunSpec,
+    Reason,
     Verdict,
     VerdictName,
     Where,
 )
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
-from omm_mlff.verdict.policies import Policy, load_policy
+from omm_mlff.verdict.policies import Policy, load_policies
 from omm_mlff.verdict.profiles import Scope
 
 LOOK_SIGNIFICANCE = SIGNIFICANCE / MAX_LOOKS
@@ -58,27 +58,29 @@ _EXIT_CODES: Mapping[VerdictName, int] = {
 
 
 def judge_all(
-    measured: MeasurementFile, policies: Iterable[str | Path] = POLICIES
+    measured: MeasurementFile, policies: Iterable[str | Path | Policy] = POLICIES
 ) -> dict[str, Verdict]:
     """The verdicts by name of the policy, in the order given.
+
+    Parameters
+    ----------
+    policies : loaded ones are taken as they are; others are read from their files
 
     Raises
     ------
     PolicyError : a policy contradicts itself or the measurements, or two have one name
     """
-    verdicts: dict[str, Verdict] = {}
-    for name in dict.fromkeys(policies):
-        policy = load_policy(name, measured.declarations, measured.default_criteria)
-        if policy.name in verdicts:
-            raise PolicyError(f"two policies are named {policy.name!r}; rename the file {name}")
-        verdicts[policy.name] = judge(
+    loaded = load_policies(policies, measured.declarations, measured.default_criteria)
+    return {
+        policy.name: judge(
             policy,
             measured.measurements,
             measured.scope,
             planned=measured.planned,
-            dtype=measured.card["dtype"],
+            dtype=measured.card.dtype,
         )
-    return verdicts
+        for policy in loaded
+    }
 
 
 def judge(
@@ -109,11 +111,13 @@ def judge(
         excluded = scope.excluded.get(policy.name, {}).get(criterion.name)
         if excluded:
             reason = f"out of the scope of profile {scope.profile}: {excluded}"
-            findings.append(_absent(policy, criterion, "not-applicable", reason))
+            absent = _absent(policy, criterion, "not-applicable", reason, Reason.OUT_OF_SCOPE)
+            findings.append(absent)
             continue
         if criterion.dtypes and dtype not in criterion.dtypes:
             reason = f"for {' and '.join(criterion.dtypes)} potentials; this one is {dtype}"
-            findings.append(_absent(policy, criterion, "not-applicable", reason))
+            absent = _absent(policy, criterion, "not-applicable", reason, Reason.OTHER_DTYPE)
+            findings.append(absent)
             continue
         for measurement in _concerning(policy, criterion, measurements):
             if _needs_statistics(measurement):
@@ -314,10 +318,9 @@ def _applies(criterion: Criterion, where: Where) -> bool:
         return True
     if where.run is None:
         return False
-    length = RunSpec.length_ps_in(where.run)
-    if length is None:
-        raise AnalysisError(f"the name of run {where.run!r} does not tell its length")
-    return length >= criterion.min_length_ps * (1.0 - 1e-9)
+    if where.length_ps is None:
+        raise AnalysisError(f"nothing tells the length of run {where.run!r}; mend the check")
+    return where.length_ps >= criterion.min_length_ps * (1.0 - 1e-9)
 
 
 def _at(where: Where, temperature_K: float) -> bool:
@@ -344,7 +347,12 @@ def _gaps(
     ]
     gaps = [
         _absent(
-            policy, criterion, "not-measured", "it was planned and no check measured it", item.where
+            policy,
+            criterion,
+            "not-measured",
+            "it was planned and no check measured it",
+            Reason.MISSING,
+            item.where,
         )
         for item in wanted
         if not any(item.covers(measurement) for measurement in there)
@@ -357,7 +365,7 @@ def _gaps(
         if not any(_at(m.where, temperature) for m in there):
             reason = f"no run at {temperature:g} K"
             where = Where(temperature_K=temperature)
-            gaps.append(_absent(policy, criterion, "not-measured", reason, where))
+            gaps.append(_absent(policy, criterion, "not-measured", reason, Reason.NO_RUN, where))
     n_systems = len({m.where.system for m in there if m.value is not None})
     if criterion.min_systems and n_systems < criterion.min_systems:
         reason = f"measured on {n_systems} of the {criterion.min_systems} systems it asks for"
@@ -365,7 +373,7 @@ def _gaps(
         if scope.chosen_systems:
             status = "not-applicable"
             reason += f"; the systems were chosen by hand: {', '.join(scope.chosen_systems)}"
-        gaps.append(_absent(policy, criterion, status, reason))
+        gaps.append(_absent(policy, criterion, status, reason, Reason.TOO_FEW_SYSTEMS))
     return gaps
 
 
@@ -374,32 +382,35 @@ def _why_absent(
     measurements: Sequence[Measurement],
     planned: Sequence[Planned],
     scope: Scope,
-) -> tuple[FindingStatus, str]:
+) -> tuple[FindingStatus, str, Reason]:
     if criterion.systems:
         present = {m.where.system for m in measurements} | {p.where.system for p in planned}
         if not present & set(criterion.systems):
             wanted = ", ".join(criterion.systems)
-            return "not-applicable", f"for {wanted} only, which is not validated here"
+            reason = f"for {wanted} only, which is not validated here"
+            return "not-applicable", reason, Reason.OTHER_SYSTEM
     if any(m.name == criterion.measurement for m in measurements):
         if criterion.min_length_ps is not None:
             reason = f"no run of {criterion.min_length_ps:g} ps or longer"
-        elif criterion.temperatures_K:
+            return "not-measured", reason, Reason.NO_RUN
+        if criterion.temperatures_K:
             listed = ", ".join(f"{item:g}" for item in criterion.temperatures_K)
-            reason = f"no run at {listed} K"
-        else:
-            reason = f"not measured for {', '.join(criterion.systems)}"
-        return "not-measured", reason
-    return "not-measured", f"no check measured {criterion.measurement}"
+            return "not-measured", f"no run at {listed} K", Reason.NO_RUN
+        reason = f"not measured for {', '.join(criterion.systems)}"
+        return "not-measured", reason, Reason.MISSING
+    return "not-measured", f"no check measured {criterion.measurement}", Reason.MISSING
 
 
 def _absent(
     policy: Policy,
     criterion: Criterion,
     status: FindingStatus,
-    reason: str,
+    cause: str,
+    reason: Reason,
     where: Where | None = None,
 ) -> Finding:
     where = where or Where()
+    declaration = policy.declared[criterion.measurement]
     return Finding(
         policy=policy.name,
         criterion=criterion.name,
@@ -408,18 +419,20 @@ def _absent(
         run=where.run,
         temperature_K=where.temperature_K,
         status=status,
-        kind=policy.declared[criterion.measurement].kind,
+        kind=declaration.kind,
         value=None,
         unit=criterion.unit,
         ci_low=None,
         ci_high=None,
         bound=bound_in_words(criterion.low, criterion.high),
         severity=criterion.severity,
-        cause=reason,
+        cause=cause,
         where=where,
         low=criterion.low,
         high=criterion.high,
         source=criterion.source,
+        check=declaration.check,
+        reasons=(reason,),
     )
 
 
@@ -427,11 +440,13 @@ def _exact(policy: Policy, criterion: Criterion, measurement: Measurement) -> Fi
     """The finding by the value alone; a sampled one is decided once its family is known."""
     value = measurement.value
     status: FindingStatus
-    cause = measurement.cause
+    cause, reasons = measurement.cause, measurement.reasons
     if value is None:
         status, cause = "not-applicable", measurement.not_applicable
     elif not math.isfinite(value):
         status = "fail"
+        if math.isnan(value) and Reason.NOT_FINITE not in reasons:
+            reasons = (*reasons, Reason.NOT_FINITE)
         cause = f"the value is {value}" + (f": {cause}" if cause else ", which no bound admits")
     elif measurement.kind == "count":
         failed = value > 0 and bool(bound_in_words(criterion.low, criterion.high))
@@ -441,6 +456,7 @@ def _exact(policy: Policy, criterion: Criterion, measurement: Measurement) -> Fi
         status = "pass"
     else:
         status, cause = "fail", _beyond(measurement, criterion)
+        reasons = (*reasons, Reason.BEYOND_BOUND)
     return Finding(
         policy=policy.name,
         criterion=criterion.name,
@@ -463,6 +479,9 @@ def _exact(policy: Policy, criterion: Criterion, measurement: Measurement) -> Fi
         source=criterion.source,
         n_samples=measurement.n_samples,
         exposure_ps=measurement.exposure_ps,
+        check=policy.declared[measurement.name].check,
+        reasons=reasons,
+        note=measurement.cause,
     )
 
 
@@ -482,23 +501,35 @@ def _decided(
     if (
         low is not None and high is not None and _within(low, high, criterion)
     ) or not finding.bound:
-        return dataclasses.replace(finding, status="pass", cause=measurement.cause, p_value=p_value)
+        return dataclasses.replace(
+            finding,
+            status="pass",
+            cause=measurement.cause,
+            p_value=p_value,
+            reasons=measurement.reasons,
+        )
     if p_value < LOOK_SIGNIFICANCE:
         cause = _beyond(measurement, criterion)
-        return dataclasses.replace(finding, status="fail", cause=cause, p_value=p_value)
+        reasons = (*measurement.reasons, Reason.BEYOND_BOUND)
+        return dataclasses.replace(
+            finding, status="fail", cause=cause, p_value=p_value, reasons=reasons
+        )
     if not math.isfinite(error):
         cause = "it has no interval" + (f": {measurement.cause}" if measurement.cause else "")
-        return dataclasses.replace(finding, status="undecided", cause=cause)
+        reasons = (*measurement.reasons, Reason.NO_INTERVAL)
+        return dataclasses.replace(finding, status="undecided", cause=cause, reasons=reasons)
     if outside_p_value(value, error, dof, lowest, highest) < 0.5 * (1.0 - CONFIDENCE):
+        reason = Reason.NOT_SURELY
         uncertain = f"beyond the bound, but not surely so among {n_family} criteria"
     else:
+        reason = Reason.ACROSS_BOUND
         uncertain = "the interval reaches across the bound"
     if _within(value, value, criterion) and low is not None and high is not None:
         # An interval need not be symmetric: what counts is its longer side.
         widest = max(high - value, value - low)
         error = max(error, widest / float(stdtrit(dof, 0.5 * (1.0 + CONFIDENCE))))
     run = measurement.where.run
-    length = RunSpec.length_ps_in(run) if run else None
+    length = measurement.where.length_ps if run else None
     longer_helps = length is not None and exponent > 0.0
     factor = extension_needed(
         value,
@@ -526,6 +557,7 @@ def _decided(
         p_value=p_value,
         more_ps=more_ps,
         more_samples=more_samples,
+        reasons=(*measurement.reasons, reason),
     )
 
 

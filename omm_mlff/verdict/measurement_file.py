@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from omm_mlff.errors import InputError
-from omm_mlff.schema import Criterion, Declaration, Measurement, Where, finite
+from omm_mlff.record.documents import parsed
+from omm_mlff.schema import (
+    Criterion,
+    Declaration,
+    Measurement,
+    PotentialCard,
+    RunSpec,
+    Where,
+    finite,
+)
 from omm_mlff.verdict.profiles import Scope, load_profile
+from omm_mlff.verdict.provenance import ValidationProvenance
 
 
 @dataclass(frozen=True)
@@ -35,30 +45,34 @@ class MeasurementFile:
 
     Attributes
     ----------
-    card : of the potential, as JSON; `dtype` decides which bounds apply
+    card : of the potential; its dtype decides which bounds apply
     declarations, default_criteria : of the checks that were there
     planned : what the campaign expected to be measured
+    runs : as they were planned, by the name under which they were measured, which differs where a
+        run was extended; none in a file from before they were kept
     """
 
-    card: Mapping[str, Any]
+    card: PotentialCard
     scope: Scope
     declarations: tuple[Declaration, ...]
     default_criteria: tuple[Criterion, ...]
     planned: tuple[Planned, ...]
     measurements: tuple[Measurement, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: ValidationProvenance = field(default_factory=ValidationProvenance)
+    runs: Mapping[str, RunSpec] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         content = {
             "schema": 1,
-            "card": dict(self.card),
+            "card": dataclasses.asdict(self.card),
             "profile": self.scope.profile,
             "scope": self.scope.to_json(),
             "declarations": [dataclasses.asdict(item) for item in self.declarations],
             "default_criteria": [item.to_json() for item in self.default_criteria],
             "planned": [dataclasses.asdict(item) for item in self.planned],
+            "runs": {name: spec.to_json() for name, spec in self.runs.items()},
             "measurements": [item.to_json() for item in self.measurements],
-            "provenance": dict(self.provenance),
+            "provenance": self.provenance.to_json(),
         }
         return dict(finite(content))
 
@@ -73,19 +87,17 @@ class MeasurementFile:
             raise ValueError(f"schema {data['schema']!r}, wanted 1")
         scope = data.get("scope")
         return cls(
-            card=data["card"],
+            card=parsed(PotentialCard, data["card"]),
             scope=Scope.from_json(scope) if scope else load_profile(data["profile"]).scope,
-            declarations=tuple(Declaration(**item) for item in data["declarations"]),
+            declarations=tuple(Declaration.from_json(item) for item in data["declarations"]),
             default_criteria=tuple(Criterion.from_json(item) for item in data["default_criteria"]),
             planned=tuple(
-                Planned(
-                    item["measurement"],
-                    Where(**{**item["where"], "atoms": tuple(item["where"].get("atoms", ()))}),
-                )
+                Planned(item["measurement"], Where.from_json(item["where"]))
                 for item in data["planned"]
             ),
             measurements=tuple(Measurement.from_json(item) for item in data["measurements"]),
-            provenance=data["provenance"],
+            provenance=parsed(ValidationProvenance, data["provenance"]),
+            runs={name: RunSpec.from_json(item) for name, item in data.get("runs", {}).items()},
         )
 
     @classmethod

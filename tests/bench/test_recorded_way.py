@@ -15,7 +15,9 @@ from springs import SpringPotential, triatomic
 from omm_mlff.bench import ways
 from omm_mlff.bench.ways import TIMESTEP_FS, Recorded, Unrecorded, Yardstick, velocities
 from omm_mlff.errors import AnalysisError, InputError
-from omm_mlff.record.rundir import STATUS_FILE, write_json
+from omm_mlff.record.documents import write_document
+from omm_mlff.record.rundir import STATUS_FILE
+from omm_mlff.record.status import RunStatus
 
 HERE = ("Reference", "double")
 
@@ -142,9 +144,9 @@ def clock(monkeypatch):
     """
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
 
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, allow_fallback, progress):
         folder.mkdir()
-        write_json(folder / STATUS_FILE, {"events": {}})
+        write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         clock.now += 1.0
         for step in range(10, spec.n_steps, 10):
             clock.now += 10 * 2e-2
@@ -172,9 +174,9 @@ def test_a_run_that_is_held_does_not_go_on(clock):
 
 
 def test_what_ends_the_run_comes_out_of_the_block(monkeypatch):
-    def simulate(spec, potential, system, folder, *, progress):
+    def simulate(spec, potential, system, folder, *, allow_fallback, progress):
         folder.mkdir()
-        write_json(folder / STATUS_FILE, {"events": {}})
+        write_document(folder / STATUS_FILE, RunStatus("running", 0, {}, {}))
         progress(10, spec.n_steps)
         raise InputError("the disk is on fire")
 

@@ -1,12 +1,17 @@
 """Timing against clocks whose truth is known."""
 
+import dataclasses
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from omm_mlff.bench.compare import compare
+from omm_mlff.bench.document import read, write
+from omm_mlff.bench.rows import BenchDocument, IntervalRow, MemoryRow, RatioRow, ResultRow, WayRow
 from omm_mlff.bench.scaling import exponent
 from omm_mlff.bench.timing import (
     SPREAD_LIMIT,
@@ -107,30 +112,27 @@ def test_exponent_of_a_power_law_is_found_with_its_interval():
     assert exponent([1, 10], [2, 200]).value == pytest.approx(2.0)
 
 
-def document(steps, *, processor="one", spread=0.01):
-    ways = [
-        {
-            "way": name,
-            "n_replicas": 1,
-            "ms_per_step": {"value": ms, "low": 0.99 * ms, "high": 1.01 * ms},
-            "spread": spread,
-        }
+def document(steps, *, processor="one", spread=0.01, model="tiny") -> BenchDocument:
+    ways = tuple(
+        WayRow(name, 1, 9, 10, IntervalRow(ms, 0.99 * ms, 1.01 * ms), ms, 1.0, 1.0, 1.0, spread)
         for name, ms in steps.items()
-    ]
-    ratios = [
-        {
-            "slow": "yardstick",
-            "fast": name,
-            "value": steps["yardstick"] / ms,
-            "low": 0.98 * steps["yardstick"] / ms,
-            "high": 1.02 * steps["yardstick"] / ms,
-        }
+    )
+    ratios = tuple(
+        RatioRow(
+            "yardstick",
+            name,
+            steps["yardstick"] / ms,
+            0.98 * steps["yardstick"] / ms,
+            1.02 * steps["yardstick"] / ms,
+        )
         for name, ms in steps.items()
         if name != "yardstick"
-    ]
-    machine = {"processor": processor, "device": None, "cores": 2, "threads": {}, "platform": "x"}
-    result = {"model": "tiny", "system": "water", "ways": ways, "ratios": ratios}
-    return {"schema": 1, "provenance": machine, "results": [result]}
+    )
+    result = ResultRow(model, "water", 3, None, ways, ratios, (), MemoryRow())
+    machine = dataclasses.replace(
+        read(Path(__file__).parents[2] / "analysis" / "bench").provenance, processor=processor
+    )
+    return BenchDocument(machine, True, (), (result,), (), ())
 
 
 BEFORE = {"yardstick": 2.0, "single": 0.2, "recorded": 0.5}
@@ -172,7 +174,31 @@ def test_a_spread_that_is_too_wide_decides_nothing():
 
 
 def test_nothing_in_common_is_refused():
-    other = document(BEFORE)
-    other["results"][0]["model"] = "original"
+    other = document(BEFORE, model="original")
     with pytest.raises(InputError, match="no way, model and system in common"):
         compare(document(BEFORE), other)
+
+
+COMMITTED = Path(__file__).parents[2] / "analysis" / "bench"
+
+
+def test_a_benchmark_is_read_as_it_was_written(tmp_path):
+    committed = read(COMMITTED)  # by the version before documents were typed
+    assert {row.system for row in committed.results} >= {"water", "alanine"}
+    assert committed.scaling[0].time_exponent is not None
+    assert repr(read(write(committed, tmp_path))) == repr(committed)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 2}, "is no benchmark of schema 1"),
+        ({"pareto": [{"potential": "tiny"}]}, r"is damaged at pareto\.0\.source"),
+        ({"moon": 1}, "is damaged at moon"),
+    ],
+)
+def test_a_damaged_benchmark_is_refused_by_name(tmp_path, change, complaint):
+    found = json.loads((COMMITTED / "bench.json").read_text())
+    (tmp_path / "bench.json").write_text(json.dumps({**found, **change}))
+    with pytest.raises(InputError, match=complaint):
+        read(tmp_path)

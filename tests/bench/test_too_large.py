@@ -18,8 +18,8 @@ def test_script_that_has_no_room_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         return served(potential, system)
 
     monkeypatch.setattr(StudentPotential, "unsupported", unsupported)
-    result = run_bench(["ultra-tiny"], ["water"], n_replicas=2, effort=QUICK)["results"][0]
-    left_out = {row["way"] for row in result["skipped"] if "9.9 GiB" in row["reason"]}
+    result = run_bench(["ultra-tiny"], ["water"], n_replicas=2, effort=QUICK).results[0]
+    left_out = {row.way for row in result.skipped if "9.9 GiB" in row.reason}
     assert left_out == {"yardstick", "plain TorchScript", "ASE"}
-    assert {row["way"] for row in result["ways"]} >= {"single", "recorded"}
-    assert result["analysis"]["ratio"]["value"] > 1.0
+    assert {row.way for row in result.ways} >= {"single", "recorded"}
+    assert result.analysis.ratio.value > 1.0

@@ -86,6 +86,7 @@ class FakeRun:
         )
         self.dt_ps = timestep_fs * stride * 1e-3
         self.kept = Kept()
+        self.provenance = {"platform": "Reference"}
 
     def replica(self, index: int):
         return self._replicas[index]

@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 import pytest
 from checks.fakes import FakeReplica, FakeRun, by_name, card, water
+from run_documents import PROVENANCE
 from springs import STIFFNESS, SpringPotential, molecule, triatomic
 
 from omm_mlff.checks import thermostat
@@ -25,6 +26,7 @@ from omm_mlff.checks.thermostat import (
     width_temperature,
 )
 from omm_mlff.dynamics.simulate import simulate
+from omm_mlff.record.provenance import RecordedIntegrator
 from omm_mlff.schema import RunSpec
 from omm_mlff.statistics.intervals import Estimate, mean_over_replicas
 from omm_mlff.units import BOLTZMANN
@@ -43,7 +45,8 @@ def nvt_run(arrays, masses, *, kelvin=300.0, friction=10.0, ensemble="nvt"):
         replicas.append(FakeReplica(len(masses), 0.005, **rubbish))
     run = FakeRun(replicas, masses, target_K=kelvin, stride=10, n_dof=3 * len(masses))
     run.spec = dataclasses.replace(run.spec, ensemble=ensemble, purpose="thermostat")
-    run.provenance = {"integrator": {"friction_per_ps": friction}}
+    langevin = RecordedIntegrator("LangevinMiddleIntegrator", "half a step behind", friction)
+    run.provenance = dataclasses.replace(PROVENANCE, integrator=langevin)
     run.bonds = np.array([[0, 1], [0, 2]])
     run.rest_positions = water().positions
     return run

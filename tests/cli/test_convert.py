@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+from run_documents import write_documents
 
 from omm_mlff.cli.main import main
 from omm_mlff.record.rundir import FrameFile, mdtraj_topology
+from omm_mlff.schema import RunSpec
 
 
 @pytest.fixture
@@ -79,13 +79,7 @@ def test_wrong_input_ends_in_2(file, tmp_path, monkeypatch, capsys, words, compl
 
 def test_a_replica_that_is_not_there_is_refused(tmp_path, capsys):
     run = tmp_path / "run"
-    run.mkdir()
-    from omm_mlff.schema import RunSpec
-
-    spec = RunSpec("tiny", "water", 1.0, 300.0, 2, seed=0)
-    (run / "spec.json").write_text(json.dumps(spec.to_json()))
-    (run / "status.json").write_text("{}")
-    (run / "provenance.json").write_text(json.dumps({"molecule": {"masses": [1.0, 1.0]}}))
+    write_documents(run, RunSpec("tiny", "water", 1.0, 300.0, 2, seed=0))
     assert main(["convert", str(run), "--to", "dcd", "--replica", "5"]) == 2
     assert "has replicas 0 to 1; there is no replica 5" in capsys.readouterr().err
 

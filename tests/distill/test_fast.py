@@ -258,6 +258,19 @@ def test_the_command_reads_packs_and_goes_on_from_weights(frames, tmp_path, caps
     assert "prepared" in capsys.readouterr().out
 
 
+def test_where_sampling_fails_the_frames_at_hand_are_trained_on(frames, tmp_path, capsys):
+    save_packed(tmp_path / "pack.npz.xz", frames, SCALE)
+    (tmp_path / "starts.npz").write_bytes(b"no structures")
+    arguments = ["--data", tmp_path / "pack.npz.xz", "--device", "cpu", "--batch-size", 8]
+    arguments += ["--student", "ultra-tiny", "--time-limit-s", 2, "--out", tmp_path / "out"]
+    arguments += ["--starts", tmp_path / "starts.npz", "--teacher", tmp_path / "teacher"]
+    assert fast.main([str(a) for a in arguments]) == 0
+    said = capsys.readouterr().out
+    assert "make it again" in said
+    assert "96 frames of 2 molecules" in said
+    assert (tmp_path / "out" / "ultra-tiny.safetensors").exists()
+
+
 class Event:
     """As of a device that is done at once."""
 

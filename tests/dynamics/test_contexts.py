@@ -13,7 +13,7 @@ from omm_mlff.campaign import campaign as campaigns
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics import contexts as contexts_module
-from omm_mlff.dynamics.contexts import Contexts
+from omm_mlff.dynamics.contexts import Contexts, Wanted
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import UnsupportedSystemError
 from omm_mlff.forces import tap as tap_module
@@ -192,6 +192,15 @@ def test_evaluators_that_are_given_contexts_share_them(calls) -> None:
             Evaluator(potential, triatomic(), "CPU", contexts=contexts),
         ]
         assert len({id(one.context) for one in (first, *others)}) == 5
+
+
+def test_a_context_is_of_one_device() -> None:
+    def key(device):
+        return Wanted(potential, triatomic(), "CUDA", "double", 0.5, device=device).key()
+
+    potential = SpringPotential()
+    assert key(0) == key(0)
+    assert key(None) != key(0) != key(1)
 
 
 def test_an_evaluator_of_the_same_system_has_a_context_that_nobody_has_used(calls) -> None:

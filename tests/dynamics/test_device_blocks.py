@@ -86,7 +86,7 @@ def test_a_run_on_a_device_is_the_run_on_the_host(
     host = simulate(spec, potential, system, tmp_path / "host")
     monkeypatch.setattr(batch, "counts_itself", lambda platform_name: True)
     device = simulate(spec, potential, system, tmp_path / "device")
-    assert device.status["batches"]["0"]["n_evaluations"] == spec.n_steps
+    assert device.status.batches[0].n_evaluations == spec.n_steps
     compare(device, host)
 
 
@@ -145,7 +145,7 @@ def test_a_replica_that_dies_dies_the_same_and_the_others_do_not_notice(
     assert list(many.events) == [breaks_copy]
     assert 0 < many.replica(breaks_copy).n_frames < SPEC.n_steps
     # The block it died in, and the one under way then: no other step is taken twice.
-    assert many.status["batches"]["0"]["n_evaluations"] < 1.2 * SPEC.n_steps
+    assert many.status.batches[0].n_evaluations < 1.2 * SPEC.n_steps
     compare(many, single)
 
 
@@ -195,7 +195,7 @@ def test_forces_that_are_not_those_that_moved_the_atoms_are_noticed(
 
     monkeypatch.setattr(blocks, "leapfrog", off)
     record = simulate(SPEC, Springs(), triatomic(), tmp_path / "run")
-    assert record.status["batches"]["0"]["n_evaluations"] > 1.5 * SPEC.n_steps
+    assert record.status.batches[0].n_evaluations > 1.5 * SPEC.n_steps
     compare(record, right)
 
 
@@ -253,7 +253,7 @@ def test_on_cuda_blocks_are_the_steps_one_by_one(
     spec = dataclasses.replace(SPEC, length_ps=0.1, platform="CUDA", precision=precision)
     many = simulate(spec, Springs(), triatomic(), tmp_path / "many")
     # No block was taken again: forces in float64 sums end where the Context does.
-    assert many.status["batches"]["0"]["n_evaluations"] == spec.n_steps
+    assert many.status.batches[0].n_evaluations == spec.n_steps
     one_by_one(monkeypatch)
     single = simulate(spec, Springs(), triatomic(), tmp_path / "single")
     close(many, single, 100)
@@ -332,7 +332,7 @@ def test_on_cuda_eight_alanines_keep_their_energy(precision: Any, tmp_path: Path
     spec = RunSpec("tiny", "alanine", 0.5, 300.0, 8, seed=1, platform="CUDA", precision=precision)
     record = simulate(spec, potential, system, tmp_path / "run")
     assert record.events == {}
-    assert record.status["batches"]["0"]["n_evaluations"] == spec.n_steps
+    assert record.status.batches[0].n_evaluations == spec.n_steps
     for _, replica in record.replicas():
         total = replica.potential_energy + replica.kinetic_energy
         assert np.ptp(total) < 0.05 * np.ptp(replica.kinetic_energy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -46,12 +47,12 @@ def test_what_was_recorded_is_kept_and_the_run_goes_on_bit_by_bit(tmp_path, monk
     with pytest.raises(ValidationFailure, match=r"device is lost.*kept: go on with --resume"):
         simulate(SPEC, Lost(), SYSTEM, folder, resume=True)
     record = RunRecord.open(folder)
-    assert record.status["state"] == "interrupted"
+    assert record.status.state == "interrupted"
     assert record.events == {}
     assert record.replica(0).n_frames == 100
     monkeypatch.setitem(device, "lost_at", 10**9)
     record = simulate(SPEC, Lost(), SYSTEM, folder, resume=True)
-    assert record.status["state"] == "complete"
+    assert record.status.state == "complete"
     for replica in range(2):
         np.testing.assert_array_equal(
             record.replica(replica).positions, whole.replica(replica).positions
@@ -86,7 +87,7 @@ def test_a_validation_begun_on_a_device_goes_on_elsewhere_only_if_asked(tmp_path
     go(platform="auto")
     (status,) = tmp_path.glob("out/runs/*/status.json")
     path = status.parent / rundir.PROVENANCE_FILE
-    rundir.write_json(path, {**rundir.read_json(path), "platform": "CUDA"})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "platform": "CUDA"}))
     with pytest.raises(PlatformError, match=r"begun on CUDA.*--platform CPU"):
         go(platform="auto", resume=True)
     assert go(platform="Reference", resume=True).exit_code in (0, 1, 3)

@@ -16,6 +16,8 @@ from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import MissingPackageError, PlatformError
 from omm_mlff.forces import platforms
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import write_document
+from omm_mlff.record.provenance import ComputedBy
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import RunSpec
 
@@ -114,6 +116,42 @@ def test_a_driver_that_is_too_old_is_said_and_the_host_goes_on(monkeypatch, capl
         choose(SpringPotential(), SYSTEM, "CUDA")
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (openmm.OpenMMException("CUDA_ERROR_OUT_OF_MEMORY (2)"), "no memory is free"),
+        (RuntimeError("CUDA error: no kernel image is available"), "compute capability"),
+        (openmm.OpenMMException("Error: CUDA_ERROR_NO_DEVICE (100)"), "no CUDA device"),
+    ],
+)
+def test_a_device_that_does_not_compute_is_passed_over_by_auto_and_refused_by_name(
+    monkeypatch, tmp_path, error, cause
+):
+    whole = platforms.spring_context
+
+    def spring(name, *arguments):
+        if name == "CUDA":
+            raise error
+        return whole(name, *arguments)
+
+    monkeypatch.setattr(platforms, "installed_platforms", lambda: ["CUDA", "CPU", "Reference"])
+    monkeypatch.setattr(platforms, "spring_context", spring)
+    spec = dataclasses.replace(SPEC, platform="auto")
+    record = simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
+    assert record.provenance.platform in ("CPU", "Reference")
+    (notice,) = record.provenance.notices
+    assert notice.startswith("CUDA is passed over: ")
+    assert cause in notice
+    with pytest.raises(PlatformError, match=cause):
+        simulate(
+            dataclasses.replace(SPEC, platform="CUDA"), SpringPotential(), SYSTEM, tmp_path / "b"
+        )
+    # What was known of the first part is known of the whole.
+    longer = dataclasses.replace(spec, length_ps=0.04)
+    again = simulate(longer, SpringPotential(), SYSTEM, tmp_path / "run", resume=True)
+    assert again.provenance.notices == (notice,)
+
+
 def test_a_step_is_timed_with_the_potential_itself():
     for potential in (SpringPotential(), NativeSpringPotential()):
         assert 1e-7 < seconds_per_step(potential, SYSTEM, "Reference", 1, "double") < 1.0
@@ -146,8 +184,8 @@ def test_a_named_platform_without_torch_force_is_an_error_unless_a_fallback_is_a
         simulate(SPEC, SpringPotential(), SYSTEM, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     record = simulate(SPEC, SpringPotential(), SYSTEM, tmp_path / "run", allow_fallback=True)
-    assert record.provenance["force"] == "pythonforce"
-    (notice,) = record.provenance["notices"]
+    assert record.provenance.force == "pythonforce"
+    (notice,) = record.provenance.notices
     assert "PythonForce computes in the place of TorchForce" in notice
     assert "no module simtk" in notice
 
@@ -157,24 +195,22 @@ def test_by_auto_a_fallback_goes_on_and_is_said(monkeypatch, tmp_path, caplog):
     spec = dataclasses.replace(SPEC, platform="auto")
     with caplog.at_level(logging.WARNING):
         record = simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
-    assert [f"notice: {line}" for line in record.provenance["notices"]] == caplog.messages
+    assert [f"notice: {line}" for line in record.provenance.notices] == caplog.messages
 
 
 @pytest.mark.parametrize("potential", [CalledSpringPotential(), NativeSpringPotential()])
 def test_what_needs_no_plugin_is_no_fallback(monkeypatch, tmp_path, potential):
     monkeypatch.setattr("omm_mlff.forces.plugin.load_plugin", absent)
     record = simulate(SPEC, potential, SYSTEM, tmp_path / "run")
-    assert record.provenance["notices"] == []
+    assert record.provenance.notices == ()
 
 
 def begun_on_cuda(folder):
     """A run of which the record says that it was begun on CUDA."""
     spec = dataclasses.replace(SPEC, platform="auto")
     record = simulate(spec, SpringPotential(), SYSTEM, folder)
-    rundir.write_json(
-        folder / rundir.PROVENANCE_FILE,
-        {**record.provenance, "platform": "CUDA", "engine": "scripted"},
-    )
+    there = dataclasses.replace(record.provenance, platform="CUDA", engine="scripted")
+    write_document(folder / rundir.PROVENANCE_FILE, there)
     return dataclasses.replace(spec, length_ps=0.04)
 
 
@@ -185,10 +221,8 @@ def test_a_run_begun_on_cuda_goes_on_elsewhere_only_if_asked(tmp_path):
     asked = dataclasses.replace(longer, platform="Reference")
     record = simulate(asked, SpringPotential(), SYSTEM, tmp_path / "run", resume=True)
     assert record.replica(0).n_frames == 80
-    assert record.provenance["platform"] == "Reference"
-    assert record.provenance["earlier"] == [
-        {"platform": "CUDA", "force": "torchforce", "engine": "scripted"}
-    ]
+    assert record.provenance.platform == "Reference"
+    assert record.provenance.earlier == (ComputedBy("CUDA", "torchforce", "scripted"),)
 
 
 def test_by_auto_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -196,8 +230,8 @@ def test_by_auto_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
     simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
     longer = dataclasses.replace(spec, platform="auto", length_ps=0.04)
     record = simulate(longer, SpringPotential(), SYSTEM, tmp_path / "run", resume=True)
-    assert record.provenance["platform"] == "CPU"
-    assert record.provenance["earlier"] == []
+    assert record.provenance.platform == "CPU"
+    assert record.provenance.earlier == ()
 
 
 def test_frames_are_evaluated_where_the_runs_are():
@@ -233,9 +267,9 @@ def test_the_engine_named_is_the_one_that_evaluated(tmp_path, platform):
     record = simulate(spec, load_potential("tiny"), load_system("water"), tmp_path / "run")
     used = torch.cuda.max_memory_allocated() > before
     assert used == (platform == "CUDA")
-    assert record.provenance["platform"] == platform
-    assert record.provenance["engine"] == f"compiled ({'CUDA' if used else 'C++'})"
-    assert ("device" in record.provenance) == (platform == "CUDA")
+    assert record.provenance.platform == platform
+    assert record.provenance.engine == f"compiled ({'CUDA' if used else 'C++'})"
+    assert (record.provenance.device is not None) == (platform == "CUDA")
 
 
 @pytest.mark.cuda
@@ -246,8 +280,8 @@ def test_a_device_is_taken_by_its_index_and_one_that_is_not_there_refused(tmp_pa
     last = torch.cuda.device_count() - 1
     with platforms.on_device("CUDA", last):
         record = simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
-    assert record.provenance["device"]["index"] == str(last)
-    assert record.provenance["device"]["name"]
+    assert record.provenance.device.index == str(last)
+    assert record.provenance.device.name
     with (
         pytest.raises(PlatformError, match="no CUDA device"),
         platforms.on_device("CUDA", last + 1),

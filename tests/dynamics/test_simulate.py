@@ -59,8 +59,8 @@ def arrays(record):
 
 def test_one_evaluation_a_step(tmp_path):
     record = run(tmp_path / "run")
-    assert record.status["batches"]["0"]["n_steps"] == 200
-    assert record.status["batches"]["0"]["n_evaluations"] == 200
+    assert record.status.batches[0].n_steps == 200
+    assert record.status.batches[0].n_evaluations == 200
     assert all(replica.n_frames == 200 for _, replica in record.replicas())
 
 
@@ -131,8 +131,8 @@ def test_a_replica_depends_on_seed_and_index_alone(tmp_path):
 def test_a_potential_without_a_tap_gives_the_same_record(tmp_path):
     tapped = run(tmp_path / "tapped")
     native = run(tmp_path / "native", potential=NativeSpringPotential())
-    assert native.provenance["recording"].startswith("state")
-    assert tapped.provenance["recording"] == "tap"
+    assert native.provenance.recording.startswith("state")
+    assert tapped.provenance.recording == "tap"
     for one, other in zip(arrays(tapped), arrays(native), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-8)
 
@@ -164,7 +164,7 @@ def test_a_broken_copy_is_data_and_the_others_go_on(tmp_path):
     sound = run(tmp_path / "sound", system)
     potential = SpringPotential(breaks_at=0.156, breaks_copy=1)
     record = run(tmp_path / "run", system, potential)
-    assert record.status["state"] == "complete"
+    assert record.status.state == "complete"
     assert list(record.events) == [1]
     event = record.events[1]
     assert event.kind == "nan"
@@ -226,11 +226,11 @@ def test_ctrl_c_loses_nothing_and_resuming_changes_nothing(tmp_path, potential):
     with pytest.raises(KeyboardInterrupt):
         simulate(spec, potential, triatomic(), folder, progress=Interrupts())
     cut = RunRecord.open(folder)
-    assert cut.status["state"] == "interrupted"
+    assert cut.status.state == "interrupted"
     assert 0 < cut.replica(0).n_frames < 800
     assert not list(folder.rglob("*.partial"))
     resumed = simulate(spec, potential, triatomic(), folder, resume=True)
-    assert resumed.status["state"] == "complete"
+    assert resumed.status.state == "complete"
     for one, other in zip(arrays(whole), arrays(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -341,7 +341,7 @@ def test_runs_work_outside_the_main_thread(tmp_path):
     thread = threading.Thread(target=lambda: done.append(run(tmp_path / "run")))
     thread.start()
     thread.join()
-    assert done[0].status["state"] == "complete"
+    assert done[0].status.state == "complete"
 
 
 @pytest.mark.cuda
@@ -359,7 +359,7 @@ def test_a_student_runs_on_cuda_as_on_the_host(tmp_path, precision):
         )
         runs[platform] = simulate(spec, potential, system, tmp_path / platform)
     cuda, host = runs["CUDA"], runs["Reference"]
-    assert cuda.status["batches"]["0"]["n_evaluations"] == 100
+    assert cuda.status.batches[0].n_evaluations == 100
     assert cuda.events == {}
     for replica in range(4):
         one, other = cuda.replica(replica), host.replica(replica)
@@ -371,10 +371,10 @@ def test_a_student_runs_on_cuda_as_on_the_host(tmp_path, precision):
 def test_a_minimiser_that_breaks_a_bond_is_not_followed(tmp_path):
     """The nearest minimum of this spring is 0.7 angstrom away: that is another molecule."""
     record = run(tmp_path / "run", diatomic(), SpringPotential(rest_scale=1.7), length_ps=0.05)
-    assert record.provenance["start"] == "structure as given: the minimiser broke a bond"
+    assert record.provenance.start == "structure as given: the minimiser broke a bond"
     np.testing.assert_array_equal(record.rest_positions, diatomic().positions)
     sound = run(tmp_path / "sound", diatomic())
-    assert sound.provenance["start"] == "minimum"
+    assert sound.provenance.start == "minimum"
 
 
 NVT = dataclasses.replace(SPEC, ensemble="nvt", purpose="thermostat")
@@ -418,14 +418,14 @@ def test_a_thermostatted_record_is_what_openmm_says_of_itself(tmp_path, potentia
 
 def test_a_thermostatted_step_is_one_evaluation(tmp_path):
     record = simulate(NVT, SpringPotential(), triatomic(), tmp_path / "run")
-    assert record.status["batches"]["0"]["n_evaluations"] == 200
+    assert record.status.batches[0].n_evaluations == 200
 
 
 def test_a_thermostat_moves_all_degrees_of_freedom(tmp_path):
     system = triatomic()
     record = simulate(NVT, SpringPotential(), system, tmp_path / "run")
     assert record.n_dof == 9
-    assert record.provenance["integrator"]["friction_per_ps"] == FRICTION_PER_PS
+    assert record.provenance.integrator.friction_per_ps == FRICTION_PER_PS
     first = record.replica(0).velocities[0]
     assert np.abs((system.masses[:, None] * first).sum(0)).min() > 1e-3
     np.testing.assert_array_equal(
@@ -470,7 +470,7 @@ def test_a_thermostatted_run_goes_on_with_its_own_random_numbers(tmp_path, poten
     # Something else draws random numbers in between.
     simulate(NVT, potential, triatomic(), tmp_path / "other")
     resumed = simulate(spec, potential, triatomic(), folder, resume=True)
-    assert "new_random_streams" not in resumed.status["batches"]["0"]
+    assert resumed.status.batches[0].new_random_streams == ()
     for one, other in zip(arrays(whole), arrays(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -489,7 +489,7 @@ def test_a_checkpoint_of_another_platform_gives_a_new_stream_and_says_so(tmp_pat
     np.savez(path, **state)
     longer = dataclasses.replace(spec, length_ps=0.1)
     record = simulate(longer, SpringPotential(), triatomic(), tmp_path / "run", resume=True)
-    assert record.status["batches"]["0"]["new_random_streams"] == [100]
+    assert record.status.batches[0].new_random_streams == (100,)
     replica = record.replica(0)
     assert replica.n_frames == 200
     # It goes on from where it stood, not with the numbers that the run began with.

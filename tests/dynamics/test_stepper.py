@@ -68,14 +68,14 @@ def test_steps_in_one_call_are_the_steps_one_by_one(
 
 def test_a_sound_run_takes_one_evaluation_a_step_and_no_step_twice(tmp_path: Path) -> None:
     record = run(tmp_path / "run", load_potential("ultra-tiny"), "water")
-    assert record.status["batches"]["0"]["n_evaluations"] <= 600 + 1
-    assert record.provenance["engine"] == "compiled (C++)"
+    assert record.status.batches[0].n_evaluations <= 600 + 1
+    assert record.provenance.engine == "compiled (C++)"
 
 
 def test_the_record_says_which_engine_ran(tmp_path: Path) -> None:
     potential = load_potential("ultra-tiny?engine=scripted")
     record = run(tmp_path / "run", potential, "water", length_ps=0.01)
-    assert record.provenance["engine"] == "scripted"
+    assert record.provenance.engine == "scripted"
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
@@ -91,7 +91,7 @@ def test_a_replica_that_dies_dies_the_same_and_the_others_do_not_notice(
     sound = simulate(spec, SpringPotential(), system, tmp_path / "sound")
     one_by_one(monkeypatch)
     single = simulate(spec, potential, system, tmp_path / "single")
-    assert many.events == single.events
+    assert repr(many.events) == repr(single.events)  # a value may be nan
     assert list(many.events) == [breaks_copy]
     assert 0 < many.replica(breaks_copy).n_frames < 600
     assert_same(many, single)
@@ -112,7 +112,7 @@ def test_hot_students_have_the_events_of_the_steps_one_by_one(
     one_by_one(monkeypatch)
     single = run(tmp_path / "single", potential, name, **changes)
     assert len(many.events) >= 2
-    assert many.events == single.events
+    assert repr(many.events) == repr(single.events)  # a value may be nan
     assert_same(many, single)
 
 

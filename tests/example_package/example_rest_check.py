@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from omm_mlff.checks.base import Check, Evidence, bounds, exact
+from omm_mlff.checks.base import SPOILS_SURFACE, Check, Evidence, bounds, exact
 from omm_mlff.schema import Declaration, Measurement, Where
 from omm_mlff.units import EV_ANGSTROM_PER_KJMOL_NM
 
-FORCE = Declaration("rest.force", "deterministic", "eV/angstrom", "rms at the structure", "rest")
+FORCE = Declaration(
+    "rest.force",
+    "deterministic",
+    "eV/angstrom",
+    "rms at the structure",
+    "rest",
+    failure="the shipped structure is pulled apart",
+)
 
 
 def take(evidence: Evidence) -> list[Measurement]:
@@ -30,4 +37,6 @@ CHECK = Check(
     criteria=bounds(FORCE, "as an example: a bond off by 0.03 angstrom pulls so", high=(1.0, 10.0)),
     needs=frozenset({"evaluator"}),
     take=take,
+    use="a start from the shipped structure",
+    explained_by=SPOILS_SURFACE,
 )

@@ -76,7 +76,7 @@ def test_replicas_run_side_by_side_through_the_tap(potential, water, tmp_path):
     spec = RunSpec(TEACHER_SPEC, "water", 0.01, 300.0, 3, seed=5, platform="Reference")
     run = simulate(spec, potential, water, tmp_path / "run")
     assert run.n_replicas == 3
-    assert run.provenance["recording"]
+    assert run.provenance.recording
     first = run.replica(0)
     total = first.potential_energy + first.kinetic_energy
     assert np.ptp(total) < 3.0  # kJ/mol; the kinetic energy is 12

@@ -11,9 +11,11 @@ import mdtraj
 import numpy as np
 import pytest
 import tables
+from run_documents import PROVENANCE
 
 from omm_mlff.errors import InputError, OutputExistsError, RunDirectoryError, StorageError
 from omm_mlff.record import rundir
+from omm_mlff.record.documents import write_document
 from omm_mlff.record.frame_cache import Kept, Room
 from omm_mlff.record.rundir import (
     FrameFile,
@@ -22,6 +24,7 @@ from omm_mlff.record.rundir import (
     mdtraj_topology,
     storage_errors,
 )
+from omm_mlff.record.status import RunStatus
 from omm_mlff.schema import RunSpec
 
 SPEC = RunSpec("m", "water", 1.0, 300.0, 1, seed=0)
@@ -45,9 +48,8 @@ def frames(n, first=0):
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "run"
-    molecule = {"species": [8, 1, 1], "masses": [16.0, 1.0, 1.0], "bonds": [[0, 1], [0, 2]]}
-    rundir.create(folder, SPEC, {"molecule": molecule, "n_dof": 3}, resume=False)
-    rundir.write_json(folder / "status.json", {"state": "complete", "events": {}})
+    rundir.create(folder, SPEC, PROVENANCE, resume=False)
+    write_document(folder / "status.json", RunStatus("complete", 0, {}, {}))
     writer = SegmentWriter(folder / "replica_000", TOPOLOGY, 3, None, 0)
     writer.append(frames(5))
     writer.append(frames(3, 5))
@@ -193,13 +195,13 @@ def test_damaged_files_are_named(folder):
 
 def test_a_run_is_taken_up_only_by_its_own_spec(folder):
     with pytest.raises(OutputExistsError, match="--resume"):
-        rundir.create(folder, SPEC, {}, resume=False)
+        rundir.create(folder, SPEC, PROVENANCE, resume=False)
     longer = RunSpec("m", "water", 2.0, 300.0, 1, seed=0)
-    assert rundir.create(folder, longer, {}, resume=True)
+    assert rundir.create(folder, longer, PROVENANCE, resume=True)
     assert json.loads((folder / "spec.json").read_text())["length_ps"] == 2.0
     other = RunSpec("m", "water", 2.0, 300.0, 1, seed=1)
     with pytest.raises(OutputExistsError, match="another run"):
-        rundir.create(folder, other, {}, resume=True)
+        rundir.create(folder, other, PROVENANCE, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -225,4 +227,4 @@ def test_a_written_file_is_flushed_in_mdtrajs_layout(folder):
 def test_a_place_where_no_folder_can_be_is_bad_input(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot make the folder .*Not a directory"):
-        rundir.create(tmp_path / "file" / "run", SPEC, {}, resume=False)
+        rundir.create(tmp_path / "file" / "run", SPEC, PROVENANCE, resume=False)

@@ -15,7 +15,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
@@ -147,9 +147,9 @@ class DeviceModel:
         self, device: Device, variant: Variant, n_atoms: int, n_copies: int, group: int | None
     ) -> tuple[Function, int, Call]:
         function = device.function(variant)
-        shared = block_budget(variant, device.block_bytes, device.processor_bytes)
+        shared = block_budget(variant, function.most_bytes, device.processor_bytes)
         # A cluster takes all that a multiprocessor has, unless more of them must share it.
-        budgets = (device.block_bytes, shared) if variant.cluster > 1 else (shared,)
+        budgets = (function.most_bytes, shared) if variant.cluster > 1 else (shared,)
         for budget in budgets:
             # Planned once to know what a block needs, and once more with how many then run at once.
             n_teams = device.n_processors
@@ -293,16 +293,21 @@ def device_of(index: int) -> Device:
 
 
 class Function:
-    """A kernel that is loaded on a device."""
+    """A kernel that is loaded on a device.
+
+    Attributes
+    ----------
+    most_bytes : of shared memory that a launch may ask for
+    """
 
     def __init__(self, device: Device, cubin: bytes, cluster: int) -> None:
         self._driver = driver = _bindings("driver")
         self._device = device
         self._cluster = cluster
         self._configs: dict[tuple[int, int, int], Any] = {}
-        with torch.cuda.device(device.index):
-            torch.zeros(1, device=f"cuda:{device.index}")  # its context is current from here on
-            self._context = _done(driver.cuCtxGetCurrent)
+        handle = _done(driver.cuDeviceGet, device.index)
+        self._context = _done(driver.cuDevicePrimaryCtxRetain, handle)  # torch's
+        with self._in_context():
             self._module = _done(driver.cuModuleLoadData, cubin)  # as long as the process lasts
             self._handle = _done(driver.cuModuleGetFunction, self._module, _FUNCTION)
             names = driver.CUfunction_attribute
@@ -311,7 +316,7 @@ class Function:
                 names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
                 self._handle,
             )
-            most = device.block_bytes - int(own)
+            self.most_bytes = most = device.block_bytes - int(own)
             self._set(names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
             if cluster > _PORTABLE_CLUSTER:
                 self._set(names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
@@ -323,29 +328,28 @@ class Function:
         ------
         KernelError : none
         """
-        driver = self._driver
-        if self._cluster > 1:
-            config = self._config(self._cluster, shared_bytes, 0)
-            n = int(_done(driver.cuOccupancyMaxActiveClusters, self._handle, config))
-        else:
-            each = _done(
-                driver.cuOccupancyMaxActiveBlocksPerMultiprocessor,
-                self._handle,
-                N_THREADS,
-                shared_bytes,
-            )
-            n = int(each) * self._device.n_processors
-            # As much shared memory as they want, and all the rest for the cache.
-            wanted = int(each) * (shared_bytes + _RESERVED_BYTES)
-            percent = min(100, -(-100 * wanted // self._device.processor_bytes))
-            names = driver.CUfunction_attribute
-            self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+        with self._in_context():
+            n = self._count_teams(shared_bytes)
         if n < 1:
             raise KernelError(
                 f"the device has no room for a block of {shared_bytes // 1024} KB"
                 + (f" in clusters of {self._cluster}" if self._cluster > 1 else "")
             )
         return n
+
+    def _count_teams(self, shared_bytes: int) -> int:
+        driver = self._driver
+        if self._cluster > 1:
+            config = self._config(self._cluster, shared_bytes, 0)
+            return int(_done(driver.cuOccupancyMaxActiveClusters, self._handle, config))
+        count = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        each = int(_done(count, self._handle, N_THREADS, shared_bytes))
+        # As much shared memory as they want, and all the rest for the cache.
+        wanted = each * (shared_bytes + _RESERVED_BYTES)
+        percent = min(100, -(-100 * wanted // self._device.processor_bytes))
+        names = driver.CUfunction_attribute
+        self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+        return each * self._device.n_processors
 
     def launch(self, n_blocks: int, shared_bytes: int, stream: int, arguments: Arguments) -> None:
         """Put a launch into a stream of torch's context on this device.
@@ -357,15 +361,21 @@ class Function:
         driver = self._driver
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         config = self._config(n_blocks, shared_bytes, stream)
-        # A thread that torch has not met, or OpenMM, may have another context or none.
-        elsewhere = int(_done(driver.cuCtxGetCurrent)) != int(self._context)
-        if elsewhere:
-            _done(driver.cuCtxPushCurrent, self._context)
-        try:
+        with self._in_context():
             _done(driver.cuLaunchKernelEx, config, self._handle, ctypes.addressof(pointers), 0)
+
+    @contextlib.contextmanager
+    def _in_context(self) -> Iterator[None]:
+        """With torch's context: a thread that torch has not met, or OpenMM, may have another."""
+        driver = self._driver
+        if int(_done(driver.cuCtxGetCurrent)) == int(self._context):
+            yield
+            return
+        _done(driver.cuCtxPushCurrent, self._context)
+        try:
+            yield
         finally:
-            if elsewhere:
-                _done(driver.cuCtxPopCurrent)
+            _done(driver.cuCtxPopCurrent)
 
     def _config(self, n_blocks: int, shared_bytes: int, stream: int) -> Any:
         key = (n_blocks, shared_bytes, stream)

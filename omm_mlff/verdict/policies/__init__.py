@@ -129,6 +129,33 @@ def load_policy(
     )
 
 
+def load_policies(
+    policies: Iterable[str | Path | Policy],
+    declarations: Sequence[Declaration],
+    default_criteria: Sequence[Criterion],
+) -> tuple[Policy, ...]:
+    """Policies in the order given, each once; those that are loaded already as they are.
+
+    Raises
+    ------
+    UnknownNameError, PolicyError : as `load_policy`; PolicyError where two have one name
+    """
+    found: dict[str, Policy] = {}
+    asked: set[str] = set()
+    for item in policies:
+        if isinstance(item, Policy):
+            policy = item
+        elif str(item) in asked:
+            continue
+        else:
+            asked.add(str(item))
+            policy = load_policy(item, declarations, default_criteria)
+        if policy.name in found:
+            raise PolicyError(f"two policies are named {policy.name!r}; rename the file of one")
+        found[policy.name] = policy
+    return tuple(found.values())
+
+
 def check_bounds(criteria: Iterable[Criterion], declared: Mapping[str, Declaration]) -> None:
     """Refuses a reject bound that lies too close to the limit bound of the same measurement.
 

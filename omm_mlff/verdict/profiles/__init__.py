@@ -26,11 +26,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from omm_mlff.data import shipped_names
 from omm_mlff.errors import PolicyError
-from omm_mlff.schema import Precision, Purpose, RunSpec
+from omm_mlff.schema import EXACT_KEYS, Precision, Purpose, RunSpec
 from omm_mlff.verdict.policies import find_toml, read_toml
 
 _FOLDER = Path(__file__).resolve().parent
@@ -40,6 +40,8 @@ _RUN_KEYS = ("system", "length_ps", "n_replicas", "temperature_K", "timestep_fs"
 @dataclass(frozen=True)
 class PlannedRun:
     """One run that a profile asks for, of whichever potential is validated."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
 
     system: str
     length_ps: float
@@ -107,7 +109,7 @@ class Profile:
     scope: Scope
 
     def for_systems(self, systems: Iterable[str]) -> Profile:
-        """The same profile for the user's systems: each of them gets every kind of run in it."""
+        """This profile for the user's systems: each of them gets every kind of run in it."""
         chosen = tuple(dict.fromkeys(systems))
         if not chosen:
             raise PolicyError(f"profile {self.name}: no system was given to run it on")
