@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from omm_mlff.dynamics.evaluator import DISCARDED_CALLS, make_context
+from omm_mlff.dynamics.contexts import DISCARDED_CALLS, make_context
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, draw_velocities
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import AnalysisError

@@ -12,9 +12,10 @@ A run keeps its folder when it is extended.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import numpy as np
 from omm_mlff.campaign.request import CampaignRequest
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
+from omm_mlff.dynamics.contexts import Contexts
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.platform_choice import (
     AUTO,
@@ -154,11 +156,12 @@ def execute(campaign: Campaign, progress: Progress | None = None) -> Measurement
     Runs that a former attempt completed are taken as they are; one that was interrupted goes on.
     """
     say = progress or _silent
-    for run in campaign.runs:
-        _simulate(campaign, run, say)
     measurements: list[Measurement] = []
-    for spec in campaign.systems:
-        measurements += _measure(campaign, spec, all_checks(), say)
+    with _contexts(campaign.systems) as contexts:
+        for run in campaign.runs:
+            _simulate(campaign, run, say, contexts[run.system])
+        for spec in campaign.systems:
+            measurements += _measure(campaign, spec, all_checks(), say, contexts[spec])
     return _written(campaign, measurements)
 
 
@@ -185,12 +188,11 @@ def extend(
         for run, record in records.items()
         if record.spec.name in wanted and run.purpose != "production"
     }
-    touched = {}
-    for run, record in records.items():
-        if record.spec.name in wanted or (run.system, run.purpose) in ladders:
-            factor = round(record.spec.length_ps / run.length_ps) * 2
-            _simulate(campaign, run, say, factor)
-            touched[run.system] = campaign.systems[run.system].name
+    touched = {
+        run.system: campaign.systems[run.system].name
+        for run, record in records.items()
+        if record.spec.name in wanted or (run.system, run.purpose) in ladders
+    }
     checks = [check for check in all_checks() if "runs" in check.needs]
     renewed = {row.name for check in checks for row in check.declares}
     kept = [
@@ -198,8 +200,13 @@ def extend(
         for row in measured.measurements
         if not (row.name in renewed and row.where.system in touched.values())
     ]
-    for spec in touched:
-        kept += _measure(campaign, spec, checks, say)
+    with _contexts(campaign.systems) as contexts:
+        for run, record in records.items():
+            if record.spec.name in wanted or (run.system, run.purpose) in ladders:
+                factor = round(record.spec.length_ps / run.length_ps) * 2
+                _simulate(campaign, run, say, contexts[run.system], factor)
+        for spec in touched:
+            kept += _measure(campaign, spec, checks, say, contexts[spec])
     return _written(campaign, kept)
 
 
@@ -241,7 +248,16 @@ def explain(
     return tuple(explained)
 
 
-def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 1) -> None:
+@contextlib.contextmanager
+def _contexts(systems: Iterable[str]) -> Iterator[dict[str, Contexts]]:
+    """For each system its own; what a system was measured with goes before the next one's turn."""
+    with contextlib.ExitStack() as stack:
+        yield {spec: stack.enter_context(Contexts()) for spec in systems}
+
+
+def _simulate(
+    campaign: Campaign, run: PlannedRun, say: Progress, contexts: Contexts, factor: int = 1
+) -> None:
     folder = campaign.run_folder(run)
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
@@ -260,11 +276,12 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
         resume=True,
         allow_fallback=campaign.allow_fallback,
         progress=lambda done, total: say(label, done, total),
+        contexts=contexts,
     )
 
 
 def _measure(
-    campaign: Campaign, spec: str, checks: Sequence[Check], say: Progress
+    campaign: Campaign, spec: str, checks: Sequence[Check], say: Progress, contexts: Contexts
 ) -> list[Measurement]:
     system = campaign.systems[spec]
     potential = campaign.potential
@@ -276,7 +293,10 @@ def _measure(
     measurements: list[Measurement] = []
     with (
         threads_for(system.n_atoms),
-        Evaluator(potential, system, where_runs_are(campaign.platform, used)) as evaluator,
+        contexts,
+        Evaluator(
+            potential, system, where_runs_are(campaign.platform, used), contexts=contexts
+        ) as evaluator,
     ):
         evidence = Evidence(
             system=system,

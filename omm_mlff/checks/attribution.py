@@ -422,15 +422,13 @@ def _gradient_error_and_bound(
     evaluator: Evaluator, samples: Sequence[Sample], evidence: Evidence
 ) -> tuple[float, float]:
     """The gradient error as exactly as it is to be had, and what a sound potential has."""
-    from omm_mlff.dynamics.evaluator import Evaluator
-
     dtype = evidence.card.dtype
     twin = evaluator.potential.capabilities(evaluator.system).float64_twin
     if twin is None or dtype == "float64":
         bound = GRADIENT_BOUNDS.get(dtype, GRADIENT_BOUNDS["float32"])
         return gradient_error(evaluator, samples, evidence), bound
-    with Evaluator(twin(), evidence.system, evaluator.platform_name, evaluator.precision) as exact:
-        return gradient_error(exact, samples, evidence), GRADIENT_BOUNDS["float64"]
+    exact = evaluator.varied(twin(), evaluator.precision)
+    return gradient_error(exact, samples, evidence), GRADIENT_BOUNDS["float64"]
 
 
 def gradient_error(evaluator: Evaluator, samples: Sequence[Sample], evidence: Evidence) -> float:

@@ -151,8 +151,8 @@ def scan(evaluator: Evaluator, line: Line, cutoff_nm: float) -> _Jump | None:
 def _closest_separation(line: Line, cutoff_nm: float) -> float:
     """The least separation from which on the fragments stay apart by `CLOSEST`."""
     grid = np.arange(0.0, _extent(line) + cutoff_nm, COARSE_NM)
-    near = [line.closeness(float(s)) < CLOSEST for s in grid]
-    last = max((k for k, close in enumerate(near) if close), default=-1)
+    near = np.flatnonzero(line.closeness(grid) < CLOSEST)
+    last = int(near[-1]) if len(near) else -1
     return float(grid[min(last + 1, len(grid) - 1)])
 
 

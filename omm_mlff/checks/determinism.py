@@ -33,6 +33,7 @@ history of that size. A cluster of argon whose pairs beyond 2.5 sigma went missi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -183,9 +184,7 @@ def _repeated(
     evaluator: Evaluator, frame: NDArray[np.float64], changes: _Changes
 ) -> tuple[Difference, int]:
     """The largest difference between repeated calls, and how many changed the answer."""
-    for _ in range(N_SETTLING):
-        _asked(evaluator, frame)
-    answers = [_asked(evaluator, frame) for _ in range(N_REPEATS)]
+    answers = _asked_in_turn(evaluator, [frame] * (N_SETTLING + N_REPEATS))[N_SETTLING:]
     steps = [Difference.between(a, b) for a, b in itertools.pairwise(answers)]
     n_changed = sum(step.any for step in steps)
     if n_changed == 1:
@@ -203,25 +202,24 @@ def _visit(
 ) -> None:
     """Visit other places and ask again at the frames that were asked at first."""
     home = evidence.system.positions
-    fresh_thermal, fresh_home = _asked(evaluator, thermal), _asked(evaluator, home)
+    fresh_thermal, fresh_home = _asked_in_turn(evaluator, [thermal, home])
     far = _far_frame(evidence, evaluator, thermal)
     for n_calls in CALLS_AWAY:
-        for _ in range(n_calls):
-            _asked(evaluator, far)
-        changes.compare(fresh_thermal, _asked(evaluator, thermal), f"{n_calls} calls far away")
-        changes.compare(fresh_home, _asked(evaluator, home), f"{n_calls} calls far away")
+        answers = _asked_in_turn(evaluator, [*[far] * n_calls, thermal, home])
+        changes.compare(fresh_thermal, answers[-2], f"{n_calls} calls far away")
+        changes.compare(fresh_home, answers[-1], f"{n_calls} calls far away")
     if not evidence.system.periodic and (far != thermal).any():
         walk = thermal + np.linspace(0.0, 1.0, N_WALK + 1)[:, None, None] * (far - thermal)
         step = float(np.linalg.norm(walk[1] - walk[0], axis=1).max()) * ANGSTROM_PER_NM
-        outward = [_asked(evaluator, place) for place in walk]
-        _asked(evaluator, home)  # a list is built here, and again where it jumps to
-        inward = [_asked(evaluator, place) for place in walk[::-1]][::-1]
+        # At home a list is built, and again where it jumps to.
+        answers = _asked_in_turn(evaluator, [*walk, home, *walk[::-1]])
+        outward, inward = answers[: len(walk)], answers[: len(walk) : -1]
         for k in range(N_WALK, -1, -1):
             after = f"a walk of {N_WALK - k} steps of {step:.2g} angstrom from far away"
             changes.compare(outward[k], inward[k], after)
         after = f"a walk of {N_WALK} steps of {step:.2g} angstrom from far away"
         changes.compare(fresh_thermal, inward[0], after)
-    changes.compare(fresh_thermal, _asked(evidence.live, thermal), "all other checks")
+    changes.compare(fresh_thermal, _asked_in_turn(evidence.live, [thermal])[0], "all other checks")
 
 
 def _far_frame(
@@ -240,15 +238,16 @@ def _far_frame(
     cutoff = evidence.card.cutoff_nm or FAR_NM
     for apart in (cutoff + CLEAR_NM, 0.5 * cutoff):
         expanded = np.asarray(centre + (frame - centre) * (apart / closest))
-        _asked(evaluator, expanded)
+        _asked_in_turn(evaluator, [expanded])
         if not evaluator.raised:
             return expanded
     return exchanged
 
 
-def _asked(evaluator: Evaluator, frame: NDArray[np.float64]) -> Answer:
-    energies, forces = evaluator.evaluate(frame[None], batched=False)
-    return Answer(float(energies[0]), forces[0])
+def _asked_in_turn(evaluator: Evaluator, frames: Sequence[NDArray[np.float64]]) -> list[Answer]:
+    """One call for each frame, one after the other."""
+    energies, forces = evaluator.evaluate(np.array(frames), batched=False)
+    return [Answer(float(e), f) for e, f in zip(energies, forces, strict=True)]
 
 
 def _history(changes: _Changes, noise: Difference, size: float, n_atoms: int) -> tuple[float, str]:

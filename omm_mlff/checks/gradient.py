@@ -116,7 +116,7 @@ def directional_derivatives(
     """
     n_pairs = len(positions)
     moved = positions[:, None] + _OFFSETS[:, None, None] * step_nm * directions[:, None]
-    energies, _ = evaluator.evaluate(moved.reshape(-1, *positions.shape[1:]))
+    energies = evaluator.energies(moved.reshape(-1, *positions.shape[1:]))
     energies = energies.reshape(n_pairs, len(_OFFSETS))
     # The stencil's weights sum to zero, but only exact arithmetic would forget a large constant.
     energies = energies - energies.mean(axis=1, keepdims=True)

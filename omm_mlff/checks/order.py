@@ -33,6 +33,8 @@ N_FRAMES = 4
 GROSS = 0.5
 REPRODUCED = 0.3
 DROP = 10.0
+TOGETHER = 32
+"""Orders that are evaluated together."""
 MAX_ELEMENTS = 4
 """More elements have too many orders of their blocks; then only neighbours change places."""
 
@@ -92,9 +94,8 @@ def take(evidence: Evidence) -> list[Measurement]:
     best, least, place = "", np.inf, ""
     found: tuple[int, ...] = ()
     n_tried = 0
-    for order in orders(symbols):
+    for order, moved in _in_other_orders(evidence, frames, orders(symbols)):
         inverse = np.argsort(order.atoms)
-        _, moved = evidence.live.evaluate(frames[:, order.atoms])
         for candidate, what in (
             (moved[:, inverse], "positions and forces"),
             (moved, "positions"),
@@ -117,6 +118,16 @@ def take(evidence: Evidence) -> list[Measurement]:
         f"explains it (least error {least:.2g})"
     )
     return [exact(SWAP, 0.0, where, len(frames), cause)]
+
+
+def _in_other_orders(
+    evidence: Evidence, frames: NDArray[np.float64], tried: Iterator[Order]
+) -> Iterator[tuple[Order, NDArray[np.float64]]]:
+    """Every order with the forces on the frames taken in it, shape of `frames`."""
+    while some := list(itertools.islice(tried, TOGETHER)):
+        moved = np.concatenate([frames[:, order.atoms] for order in some])
+        _, forces = evidence.live.evaluate(moved)
+        yield from zip(some, forces.reshape(len(some), *frames.shape), strict=True)
 
 
 def _labelled(evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,7 +6,7 @@ Ten steps at constant energy, a stop, ten more; then the last ten again from wha
   holds; Verlet needs nothing else;
 - a *checkpoint*: the platform's own binary copy of everything that the Context knows.
 
-Both go into the Context of the run and into a new one. The value is the largest distance of an
+Both go into the Context of the run and into another one. The value is the largest distance of an
 atom from where the uninterrupted run had it, relative to the longest way of an atom in these ten
 steps; the worse of the two Contexts counts. It is 0 where the forces are a function of the
 positions and computed the same way each time. It is not where a force field remembers what it has
@@ -22,7 +22,6 @@ velocities more than 0.5.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +38,12 @@ from omm_mlff.checks.base import (
 )
 from omm_mlff.forces.potential_errors import RAISED, is_not_a_number, own_error
 from omm_mlff.schema import Declaration, Measurement, Reason, Where
-from omm_mlff.units import BOLTZMANN, PS_PER_FS
+from omm_mlff.units import BOLTZMANN
 
 if TYPE_CHECKING:
     import openmm
 
-    from omm_mlff.dynamics.evaluator import Evaluator
+    from omm_mlff.dynamics.contexts import Held
 
 N_STEPS = 10
 """Before the stop, and after it."""
@@ -79,9 +78,11 @@ def take(evidence: Evidence) -> list[Measurement]:
 
     where = Where(system=evidence.system.name)
     evaluator = evidence.live
-    first = _context(evaluator)
-    _warm_up(first, evidence)
+    same = evaluator.one()
+    first = same.context
     n_steps = N_STEPS if evidence.system.n_atoms < MANY_ATOMS else FEW_STEPS
+    same.ready()
+    first.setPositions(evidence.system.positions)
     first.setVelocities(_velocities(evidence))
     try:
         first.getIntegrator().step(n_steps)
@@ -94,8 +95,8 @@ def take(evidence: Evidence) -> list[Measurement]:
         begin = end = np.full((evidence.system.n_atoms, 3), np.nan)
         reason = f"({_in_words(error, evidence)})"
     else:
-        reason = "(positions are not finite)"
-    if not np.isfinite(end).all():
+        reason = f"({_stopped(same) or 'positions are not finite'})"
+    if _stopped(same) or not np.isfinite(end).all():
         reason = f"the run itself does not last {2 * n_steps} steps {reason}; see stability.*"
         return [absent(row, where, reason) for row in CHECK.declares]
     way = float(np.linalg.norm(end - begin, axis=1).max())
@@ -103,15 +104,16 @@ def take(evidence: Evidence) -> list[Measurement]:
         reason = "nothing moves: there is no way to compare with"
         return [absent(row, where, reason) for row in CHECK.declares]
 
-    second = _context(evaluator)
-    _warm_up(second, evidence)
+    another = evaluator.another()
     state = openmm.XmlSerializer.deserialize(xml)
     names = [f"{atom.element.symbol}{atom.index}" for atom in evidence.system.topology.atoms()]
     found = []
     for row, what in ((STATE, "a State"), (CHECKPOINT, "a checkpoint")):
         worst, cause = -1.0, ""
         reasons: tuple[Reason, ...] = ()
-        for context, which in ((first, "the same Context"), (second, "a new Context")):
+        for held, which in ((same, "the same Context"), (another, "another Context")):
+            context = held.context
+            held.ready()
             try:
                 if row is STATE:
                     context.setState(state)
@@ -123,6 +125,11 @@ def take(evidence: Evidence) -> list[Measurement]:
                 off = np.full(len(end), np.inf)
                 cause = f"{what} does not go on in {which}: {_in_words(error, evidence)}"
                 reasons = (Reason.NOT_FINITE if is_not_a_number(error) else Reason.RAISED,)
+            stopped = _stopped(held)
+            if stopped:
+                off = np.full(len(end), np.inf)
+                cause = f"{what} does not go on in {which}: {stopped}"
+                reasons = (Reason.NOT_FINITE if held.raised() is None else Reason.RAISED,)
             off = np.where(np.isfinite(off), off, np.inf)
             atom = int(off.argmax())
             if off[atom] > worst:
@@ -146,31 +153,12 @@ def _in_words(error: openmm.OpenMMException, evidence: Evidence) -> str:
     return f"{RAISED} {own_error(error, evidence.card)}"
 
 
-def _context(evaluator: Evaluator) -> openmm.Context:
-    import openmm
-
-    from omm_mlff.forces.platforms import platform_properties
-    from omm_mlff.potentials.base import build_system
-
-    return openmm.Context(
-        build_system(evaluator.potential, evaluator.system),
-        openmm.VerletIntegrator(evaluator.timestep_fs * PS_PER_FS),
-        openmm.Platform.getPlatformByName(evaluator.platform_name),
-        platform_properties(evaluator.platform_name, evaluator.precision),
-    )
-
-
-def _warm_up(context: openmm.Context, evidence: Evidence) -> None:
-    """Let a Context forget its first evaluations."""
-    import openmm
-
-    from omm_mlff.dynamics.evaluator import DISCARDED_CALLS
-
-    context.setPositions(evidence.system.positions)
-    # What is wrong shows again when it is run.
-    with contextlib.suppress(openmm.OpenMMException):
-        for _ in range(DISCARDED_CALLS):
-            context.getState(energy=True, forces=True)
+def _stopped(held: Held) -> str:
+    """What the tap has kept from OpenMM since `ready`; empty where nothing was amiss."""
+    message = held.raised()
+    if message is not None:
+        return f"{RAISED} {message}"
+    return "energy or forces are not finite" if held.masked else ""
 
 
 def _velocities(evidence: Evidence) -> NDArray[np.float64]:

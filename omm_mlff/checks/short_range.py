@@ -219,20 +219,24 @@ def approach_lines(
     return both, lines
 
 
-def climb_all(evaluator: Evaluator, lines: list[Line], *, batched: bool) -> list[Climb]:
-    """Follow every line until it reaches the ceiling, turns over or ends."""
+def climb_all(evaluator: Evaluator, lines: list[Line], *, block: int) -> list[Climb]:
+    """Follow every line until it reaches the ceiling, turns over or ends.
+
+    Parameters
+    ----------
+    block : points of each line that are evaluated before it is looked at again
+    """
     known = [np.empty(0) for _ in lines]
     climbs = [Climb(0.0, 0, "scanned") for _ in lines]
     active = list(range(len(lines)))
     coarse = set(active)
-    block = 2 if batched else 1
     while active:
         wanted = []
         for k in active:
             n = len(known[k])
             upto = (n or lines[k].n_start) + block
             wanted.append(lines[k].scan.at(lines[k].coordinates[n:upto]))
-        energies, _ = evaluator.evaluate(np.concatenate(wanted), batched=batched)
+        energies = evaluator.energies(np.concatenate(wanted))
         pieces = np.split(energies, np.cumsum([len(frames) for frames in wanted])[:-1])
         for k, piece in zip(active, pieces, strict=True):
             known[k] = np.concatenate((known[k], piece))
@@ -256,7 +260,7 @@ def climb_all(evaluator: Evaluator, lines: list[Line], *, batched: bool) -> list
 def _refined(evaluator: Evaluator, line: Line, climb: Climb, lowest: float) -> Climb:
     """A climb with points added between the highest one and its neighbours."""
     edges = line.coordinates[climb.at - 1], line.coordinates[climb.at + 1]
-    energies, _ = evaluator.evaluate(line.scan.at(np.linspace(*edges, _N_FINE)), batched=False)
+    energies = evaluator.energies(line.scan.at(np.linspace(*edges, _N_FINE)))
     finite = energies[: int(np.isfinite(energies).argmin()) or None]
     if np.isfinite(energies[0]) and len(finite):
         height = float(finite.max()) - lowest
@@ -465,7 +469,7 @@ def _walls(
     evidence: Evidence, evaluator: Evaluator, system: MolecularSystem, where: Where
 ) -> list[Measurement]:
     lines = bond_lines(system)
-    climbs = climb_all(evaluator, lines, batched=True) if lines else []
+    climbs = climb_all(evaluator, lines, block=2) if lines else []
     binding = None
     skipped = f"{evidence.card.name} knows its atoms by {evidence.card.knows_atoms_by}"
     if evidence.card.knows_atoms_by == "element":
@@ -474,8 +478,7 @@ def _walls(
         if not skipped:
             pair = evaluator.for_system(both)
             try:
-                # So few frames of so many atoms: a Context for copies costs more than it saves.
-                met = climb_all(pair, meeting, batched=False)
+                met = climb_all(pair, meeting, block=1)
             finally:
                 pair.close()
             binding = _binding(meeting, met, where)

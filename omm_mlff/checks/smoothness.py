@@ -212,9 +212,7 @@ def bond_curves(evaluator: Evaluator, system: MolecularSystem) -> list[Curve]:
     scans = bond_scans(system)
     if not scans:
         return []
-    coarse, _ = evaluator.evaluate(
-        np.concatenate([scan.at(COARSE * scan.rest_nm) for scan in scans])
-    )
+    coarse = evaluator.energies(np.concatenate([scan.at(COARSE * scan.rest_nm) for scan in scans]))
     grids = [
         _grid(scan, energies)
         for scan, energies in zip(scans, coarse.reshape(len(scans), -1), strict=True)

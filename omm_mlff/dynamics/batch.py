@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from omm_mlff.dynamics.blocks import Blocks, DeviceBlocks, HostBlocks
 from omm_mlff.dynamics.checkpoint import Checkpoint
-from omm_mlff.dynamics.evaluator import Evaluator, make_context
+from omm_mlff.dynamics.contexts import make_context
+from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import draw_velocities, thermal_velocities
 from omm_mlff.dynamics.integrator import (
     is_thermostatted,

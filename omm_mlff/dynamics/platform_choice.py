@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 
-from omm_mlff.dynamics.evaluator import make_context
+from omm_mlff.dynamics.contexts import make_context
 from omm_mlff.errors import OmmMlffError, PlatformError
 from omm_mlff.forces import platforms
 from omm_mlff.forces.faults import one_line

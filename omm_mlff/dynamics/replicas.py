@@ -22,7 +22,7 @@ import openmm
 import torch
 from numpy.typing import NDArray
 
-from omm_mlff.dynamics.evaluator import DISCARDED_CALLS
+from omm_mlff.dynamics.contexts import DISCARDED_CALLS
 from omm_mlff.forces.potential_errors import is_not_a_number, own_error
 from omm_mlff.forces.tap import Tap
 from omm_mlff.schema import MolecularSystem, PotentialCard

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omm_mlff.dynamics.batch import BatchPlan, record_batch
+from omm_mlff.dynamics.contexts import Contexts
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
 from omm_mlff.dynamics.integrator import FRICTION_PER_PS
@@ -57,6 +58,7 @@ def simulate(
     resume: bool = False,
     allow_fallback: bool = False,
     progress: Progress | None = None,
+    contexts: Contexts | None = None,
 ) -> RunRecord:
     """Run what a spec asks for and record it.
 
@@ -67,6 +69,7 @@ def simulate(
     allow_fallback : where the spec names a platform, go on through a PythonForce, which computes on
         the host, if TorchForce cannot be had; otherwise that is an error
     progress : called now and then
+    contexts : where the minimiser's Context is taken from, and left for others
 
     Returns
     -------
@@ -89,7 +92,7 @@ def simulate(
     refuse_fallback(potential, system, spec.platform, allowed=allow_fallback)
     batch_size = min(spec.n_replicas, potential.capabilities(system).max_replicas)
     with threads_for(batch_size * system.n_atoms):
-        _record(spec, potential, system, folder, batch_size, resume, progress)
+        _record(spec, potential, system, folder, batch_size, resume, progress, contexts)
     return RunRecord.open(folder)
 
 
@@ -126,12 +129,15 @@ def _record(
     batch_size: int,
     resume: bool,
     progress: Progress | None,
+    contexts: Contexts | None,
 ) -> None:
     before = _recorded(folder) if resume else None
     recorded = before.platform if before is not None else None
     chosen = _platform(spec, potential, system, folder, recorded, batch_size)
     platform_name = chosen.platform
-    with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
+    with Evaluator(
+        potential, system, platform_name, spec.precision, contexts=contexts
+    ) as evaluator:
         rest = minimized(evaluator)
         built = evaluator.built
         device = device_properties(evaluator.context)

@@ -6,6 +6,7 @@ every copy and the forces on every atom (`students.engine`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -78,10 +79,10 @@ class _Tapped(nn.Module):
 class _TappedMolecules(nn.Module):
     """A compiled engine with its tap, in one op: each costs as much as a small student's step."""
 
-    def __init__(self, engine: CompiledMoleculeEngine, handle: int) -> None:
+    def __init__(self, scripted: nn.Module | None, student: int, handle: int) -> None:
         super().__init__()
-        self.scripted = None if engine.scripted is None else _Tapped(engine.scripted, handle)
-        self.student = engine.handle
+        self.scripted = None if scripted is None else _Tapped(scripted, handle)
+        self.student = student
         self.handle = handle
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,7 +158,13 @@ def make_force(
     if cuda_graphs and (periodic or resolved != "torchforce"):
         raise InputError("CUDA graphs are for molecules in vacuum, through TorchForce alone")
     module = _Untapped(engine) if tap is None else _tapped(engine, tap)
-    force = _force_around(script(module.eval()), periodic, {}, resolved)
+    alike = isinstance(module, _TappedMolecules) and module.scripted is None
+    if alike and resolved == "torchforce":
+        scripted = _scripted_molecules()
+        scripted.student, scripted.handle = module.student, module.handle
+    else:
+        scripted = script(module.eval())
+    force = _force_around(scripted, periodic, {}, resolved)
     if cuda_graphs:
         force.setProperty(_GRAPHS, "true")
     return force
@@ -173,9 +180,19 @@ def replay(openmm_system: openmm.System, replayed: bool) -> None:
             load_plugin().TorchForce.cast(force).setProperty(_GRAPHS, str(replayed).lower())
 
 
+@functools.cache
+def _scripted_molecules() -> Any:
+    """A `_TappedMolecules` for the host; TorchForce copies it, and it takes other numbers.
+
+    Scripting costs as much as many evaluations.
+    """
+    return script(_TappedMolecules(None, 0, 0).eval())
+
+
 def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:
     if isinstance(engine, CompiledMoleculeEngine):
-        return _TappedMolecules(engine, tap.handle)
+        tap.takes_parts = True
+        return _TappedMolecules(engine.scripted, engine.handle, tap.handle)
     return _Tapped(engine, tap.handle)
 
 

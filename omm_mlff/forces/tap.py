@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omm_mlff.forces.counted_ring import CountedRing
-from omm_mlff.students.compiled import evaluate_molecules
+from omm_mlff.students.compiled import energies_of_molecules, evaluate_molecules
 
 
 class Ring:
@@ -84,6 +85,20 @@ class Ring:
         return self._rows[k] if k < self.n_frames else None
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of an evaluation that is wanted.
+
+    Attributes
+    ----------
+    n_replicas : the first so many
+    forces : else energies alone
+    """
+
+    n_replicas: int
+    forces: bool
+
+
 class Tap:
     """Receives energies, forces and positions from inside the Force, once per evaluation.
 
@@ -106,6 +121,8 @@ class Tap:
     raised : by replica, what the potential's own code raised at the last evaluation
     ring : where evaluations on the host are kept as well, while one is given
     kept : where evaluations on a device are kept, from the first on
+    takes_parts : whether what computes on the host heeds `part`
+    part : what is wanted of an evaluation on the host; None for all of it, as in dynamics
     """
 
     def __init__(
@@ -122,6 +139,8 @@ class Tap:
         self.alive = torch.ones(n_replicas, dtype=torch.bool)
         self.raised: dict[int, str] = {}
         self.ring: Ring | None = None
+        self.takes_parts = False
+        self.part: Part | None = None
         self.kept: CountedRing | None = None
         self._zeros: tuple[Tensor, Tensor] | None = None
         self._on_host = 0
@@ -179,6 +198,19 @@ class Tap:
         passed_on = torch.where(self.alive, energies, self._zeros[0])
         masked = torch.where(self.alive.unsqueeze(1), by_replica, self._zeros[1])
         return passed_on, masked.view(forces.shape)
+
+    def receive_part(
+        self, energies: Tensor, forces: Tensor | None, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keep what was computed of the first replicas, on the host; the rest is left as it was.
+
+        OpenMM is handed zeros: who wants a part reads it here, and a NaN would stop OpenMM.
+        """
+        self.count()
+        self.energies[: len(energies)] = energies
+        if forces is not None:
+            self.forces[: len(forces)] = forces
+        return energies.new_zeros(1), torch.zeros_like(positions)
 
     @property
     def n_calls(self) -> int:
@@ -244,6 +276,13 @@ def _register_tap_op() -> Any:
 
     def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         tap, x = _taps[handle], positions.detach()
+        if tap.part is not None:
+            some = x[: tap.part.n_replicas * tap.n_atoms]
+            if tap.part.forces:
+                energies, forces = tap.receive_part(*evaluate_molecules(student, some), x)
+            else:
+                energies, forces = tap.receive_part(energies_of_molecules(student, some), None, x)
+            return energies.sum(), forces
         place = None if tap.ring is None or x.is_cuda else tap.ring.place(x)
         if place is not None:
             tap.count()

@@ -50,13 +50,25 @@ class Line:
         order = np.argsort(separations)
         return separations[order], np.column_stack((i, j + self.n_first))[order]
 
-    def closeness(self, separation: float) -> float:
-        """Shortest distance between the fragments, as a part of the van der Waals contact."""
-        positions = self.at(np.array([separation]))[0]
-        d = positions[self.n_first :][None] - positions[: self.n_first][:, None]
+    def closeness(self, separations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shortest distance between the fragments, as a part of the van der Waals contact.
+
+        Parameters
+        ----------
+        separations : shape (n_separations,), nm
+
+        Returns
+        -------
+        shape of `separations`
+        """
+        positions = self.at(separations)
         radii = van_der_waals_radii(self.system.species)
-        contact = radii[: self.n_first, None] + radii[None, self.n_first :]
-        return float((np.sqrt((d**2).sum(axis=2)).T / contact).min())
+        closest = np.full(len(separations), np.inf)
+        for i in range(self.n_first):  # pair by pair all separations would be too many numbers
+            d = positions[:, self.n_first :] - positions[:, i : i + 1]
+            contact = radii[i] + radii[self.n_first :]
+            closest = np.minimum(closest, (np.sqrt((d**2).sum(axis=2)) / contact).min(axis=1))
+        return closest
 
 
 def first_molecule(system: MolecularSystem) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -327,16 +328,21 @@ def _bonds_away(
     ----------
     without : a bond that is taken out
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import dijkstra
-
-    kept = system.bonds[
-        (system.bonds != without).any(axis=1) & (system.bonds != without[::-1]).any(axis=1)
-    ]
-    shape = (system.n_atoms, system.n_atoms)
-    graph = coo_array((np.ones(len(kept)), (kept[:, 0], kept[:, 1])), shape=shape).tocsr()
-    away = dijkstra(graph, directed=False, indices=np.array([start]), unweighted=True)
-    return np.asarray(away[0], dtype=np.float64)
+    neighbors: list[list[int]] = [[] for _ in range(system.n_atoms)]
+    for i, j in system.bonds.tolist():
+        if (i, j) not in (without, without[::-1]):
+            neighbors[i].append(j)
+            neighbors[j].append(i)
+    away = np.full(system.n_atoms, np.inf)
+    away[start] = 0.0
+    waiting = deque([start])
+    while waiting:
+        atom = waiting.popleft()
+        for neighbor in neighbors[atom]:
+            if away[neighbor] == np.inf:
+                away[neighbor] = away[atom] + 1.0
+                waiting.append(neighbor)
+    return away
 
 
 def _off_axis(

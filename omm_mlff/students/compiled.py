@@ -164,7 +164,8 @@ def evaluate_molecules(
     Parameters
     ----------
     handle : the engine's
-    positions : on the host, or on a device; nothing waits for the device
+    positions : on the host, of all its copies or of fewer; or of all on a device, for which nothing
+        waits
     out : where float64 energies and forces go, for float64 positions; new memory by default. On
         the host alone
     """
@@ -172,6 +173,12 @@ def evaluate_molecules(
     if positions.is_cuda:
         return work.molecules_on_device(positions)
     return work.molecules(positions, out)
+
+
+def energies_of_molecules(handle: int, positions: Tensor) -> Tensor:
+    """The energies alone, which cost a third; see `evaluate_molecules`."""
+    energies, _ = _works[handle].molecules(positions, None, with_forces=False)
+    return energies
 
 
 class _Model:
@@ -215,12 +222,13 @@ class _Work:
         self._lock = threading.Lock()
 
     def molecules(
-        self, positions: Tensor, out: tuple[Tensor, Tensor] | None
+        self, positions: Tensor, out: tuple[Tensor, Tensor] | None, *, with_forces: bool = True
     ) -> tuple[Tensor, Tensor]:
         x = positions.to(torch.float64).contiguous()
+        n_copies = len(x) // len(self._index)
         kernel = self._kernel_or_none()
         if kernel is None:
-            scripted = MoleculeEngine(self._model.student, self._species, self._n_copies)
+            scripted = MoleculeEngine(self._model.student, self._species, n_copies)
             with torch.enable_grad():  # the module that calls may have switched it off
                 energies, forces = scripted(x)
             if out is not None:
@@ -228,7 +236,9 @@ class _Work:
                 out[1].copy_(forces)
                 return out
             return energies, forces.to(positions.dtype)
-        energies, forces = kernel.molecules(self._index, x, self._n_copies, kernel_threads(), out)
+        energies, forces = kernel.molecules(
+            self._index, x, n_copies, kernel_threads(), out, with_forces=with_forces
+        )
         energies += self._reference_kjmol
         return energies, forces.to(positions.dtype)
 

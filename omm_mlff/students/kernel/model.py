@@ -83,6 +83,8 @@ class KernelModel:
         n_copies: int,
         n_threads: int,
         out: tuple[Tensor, Tensor] | None = None,
+        *,
+        with_forces: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Copies of one molecule in vacuum.
 
@@ -91,6 +93,7 @@ class KernelModel:
         species_index : shape (n_atoms,), rows of the embedding, of one copy
         positions : shape (n_copies * n_atoms, 3), float64, nm, contiguous, on the host
         out : where energies and forces go, as they are returned; new memory by default
+        with_forces : else the forces that are returned mean nothing, and cost nothing
 
         Returns
         -------
@@ -109,7 +112,7 @@ class KernelModel:
             positions.data_ptr(),
             _UNITS_POINTER,
             energies.data_ptr(),
-            forces.data_ptr(),
+            forces.data_ptr() if with_forces else None,
             n_threads,
         )
         _check(status)

@@ -1089,9 +1089,11 @@ void molecules(const Model<T>& m, int n, const int32_t* species, int first_copy,
 
     const int L = m.shape.n_layers;
     for (int l = 0; l < L; ++l) forth(b, l, parts.data(), copies, use, b.gs[0], b.gv[0]);
-    for (int l = L - 1, k = 0; l >= 0; --l, k ^= 1)
-        back(b, l, parts.data(), copies, use, b.gs[k], b.gv[k], b.gs[k ^ 1], b.gv[k ^ 1]);
-    gather_forces(b, gradient);
+    if (forces) {
+        for (int l = L - 1, k = 0; l >= 0; --l, k ^= 1)
+            back(b, l, parts.data(), copies, use, b.gs[k], b.gv[k], b.gs[k ^ 1], b.gv[k ^ 1]);
+        gather_forces(b, gradient);
+    }
 
     const double nothing = std::numeric_limits<double>::quiet_NaN();
     for (int copy = 0; copy < copies; ++copy) {
@@ -1100,6 +1102,7 @@ void molecules(const Model<T>& m, int n, const int32_t* species, int first_copy,
         for (size_t r = parts[copy].first_row; r < parts[copy].last_row; ++r)
             prior += 2.0 * b.repulsion[r];
         energies[first_copy + copy] = lost[copy] ? nothing : (energy + prior) * units.energy;
+        if (!forces) continue;
         double* f = forces + size_t(first_copy + copy) * n * 3;
         for (int k = 0; k < 3 * n; ++k)
             f[k] = lost[copy] ? nothing : -gradient[size_t(copy) * n * 3 + k] * units.force;
@@ -1239,7 +1242,8 @@ void* omm_mlff_model(int float64, const int32_t* shape, const double* constants,
 void omm_mlff_forget(void* model) { delete static_cast<Handle*>(model); }
 
 // Energies (n_copies) and forces (n_copies * n_atoms, 3) of copies of one molecule. units: angstrom
-// per unit of length, units of energy per eV, units of force per eV/angstrom.
+// per unit of length, units of energy per eV, units of force per eV/angstrom. Without room for forces
+// (nullptr) there are none, in a third of the time.
 int omm_mlff_molecules(void* model, int n_atoms, int n_copies, const int32_t* species,
                        const double* positions, const double* units, double* energies,
                        double* forces, int n_threads) {
