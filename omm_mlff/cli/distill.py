@@ -249,17 +249,27 @@ def errors(students: tuple[str, ...], unseen_file: Path, as_file: Path | None) -
 @click.option("--out", type=_FOLDER, required=True, help="Gets a checkpoint of each student.")
 @_UNSEEN
 def release(trained: Path, out: Path, unseen_file: Path) -> None:
-    """Make checkpoints, cards included, of what `omm_mlff.distill.fast` left."""
+    """Make checkpoints, cards included, of what `omm_mlff.distill.fast` left.
+
+    OUT/learning.png shows how the errors fell.
+    """
     from omm_mlff.distill.packed import load_packed
+    from omm_mlff.distill.release import plot_training
     from omm_mlff.distill.release import release as write
     from omm_mlff.distill.transfer import transfer_table
+    from omm_mlff.errors import MissingPackageError
     from omm_mlff.students.student import STUDENT_CONFIGS
 
     frames = load_packed(unseen_file)
     there = [n for n in STUDENT_CONFIGS if (trained / f"{n}.safetensors").exists()]
     found = {name: write(trained, name, out / name, frames) for name in there}
-    if found:
-        click.echo(transfer_table(found), nl=False)
+    if not found:
+        return
+    click.echo(transfer_table(found), nl=False)
+    try:
+        plot_training(trained, out / "learning.png")
+    except MissingPackageError as error:
+        click.echo(f"no picture of the learning: {error}", err=True)
 
 
 def _labels_of(stage: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
@@ -644,6 +645,7 @@ def _prepared(
         "training_domain": _domain(frames, trained),
         "free_atoms_eV": scale.free_atoms.tolist(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "torch": torch.__version__,
     }
     prepared = []

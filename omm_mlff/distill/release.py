@@ -13,11 +13,17 @@ from safetensors.torch import load_file
 from omm_mlff.distill.fast import LOG_FILE
 from omm_mlff.distill.packed import PackedFrames
 from omm_mlff.distill.transfer import TransferError, transfer_errors
-from omm_mlff.errors import InputError
+from omm_mlff.errors import InputError, MissingPackageError
 from omm_mlff.students.checkpoint import save_student
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
 from omm_mlff.teachers.ani import TEACHER_NAME
 from omm_mlff.teachers.xtb import XTB_NAME
+
+CURVES = {
+    "heldout_cold": "force RMSE, molecules served first, eV/angstrom",
+    "heldout_unseen": "force RMSE, molecules held out whole, eV/angstrom",
+}
+"""Columns of a training's log that are drawn, and what they are."""
 
 
 def trained_student(folder: Path, name: str) -> Student:
@@ -51,14 +57,59 @@ def release(folder: Path, name: str, checkpoint: Path, unseen: PackedFrames) -> 
     InputError : the folder lacks the student or the log
     """
     student = trained_student(folder, name)
+    log = _read_log(folder)
     try:
-        log = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
         own = log["students"][name]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / LOG_FILE} cannot be read ({error}); train again") from error
+    except KeyError as error:
+        raise InputError(f"{folder / LOG_FILE} has no {name}; train it again") from error
     errors = transfer_errors(student, unseen)
     save_student(checkpoint, student, _card(log, own, errors))
     return errors
+
+
+def plot_training(folder: Path, picture: Path) -> None:
+    """Draw what the held-out errors of a training's students became, step by step.
+
+    Raises
+    ------
+    InputError : no log, or damaged
+    MissingPackageError : matplotlib is not installed; it comes with the extra `report`
+    """
+    log = _read_log(folder)
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingPackageError(
+            "matplotlib", "the learning curves", "pip install 'omm-mlff[report]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(CURVES), figsize=(10, 4), sharex=True, layout="constrained"
+    )
+    for (column, title), one in zip(CURVES.items(), axes, strict=True):
+        for name, own in log["students"].items():
+            rows = own["history"]
+            one.semilogy([row["step"] for row in rows], [row[column] for row in rows], label=name)
+        one.yaxis.set_major_formatter("{x:g}")
+        one.yaxis.set_minor_formatter("{x:g}")
+        one.set_title(title, fontsize=10)
+        one.set_xlabel("step")
+        one.grid(alpha=0.3, which="both")
+    axes[0].legend()
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
+
+
+def _read_log(folder: Path) -> dict[str, Any]:
+    try:
+        log = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
+        log["students"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / LOG_FILE} cannot be read ({error}); train again") from error
+    assert isinstance(log, dict)
+    return log
 
 
 def _card(log: dict[str, Any], own: dict[str, Any], errors: list[TransferError]) -> dict[str, Any]:
@@ -72,6 +123,7 @@ def _card(log: dict[str, Any], own: dict[str, Any], errors: list[TransferError])
             "n_steps": own["n_steps"],
             "seconds": own["history"][-1]["seconds"],
             "device": log["device"],
+            "date": log.get("date"),
         },
         "reference_energies": (
             "free atoms on the teacher's scale: the energy without them is minus the energy "

@@ -13,7 +13,7 @@ from omm_mlff.distill.fast import LOG_FILE, FastPlan
 from omm_mlff.distill.frames import Frames
 from omm_mlff.distill.library import embed
 from omm_mlff.distill.packed import GRID, PackedFrames
-from omm_mlff.distill.release import release, trained_student
+from omm_mlff.distill.release import plot_training, release, trained_student
 from omm_mlff.distill.surface import student_function
 from omm_mlff.distill.transfer import transfer_errors, transfer_table
 from omm_mlff.errors import InputError
@@ -74,6 +74,7 @@ def test_what_a_training_left_becomes_a_checkpoint_with_its_errors(own_frames, t
     log = {
         "data_hash": "abc",
         "device": "cpu",
+        "date": "2026-11-27",
         "training_domain": {"molecules": ["water"], "temperature_K": [200.0, 900.0]},
         "students": {
             "ultra-tiny": {
@@ -89,11 +90,34 @@ def test_what_a_training_left_becomes_a_checkpoint_with_its_errors(own_frames, t
     assert torch.equal(student.network.readout_mix.weight, untrained().network.readout_mix.weight)
     card = load_card(tmp_path / "checkpoint")
     assert card["training"]["n_steps"] == 7
+    assert card["training"]["date"] == "2026-11-27"
     by_stratum = {r["stratum"]: r for r in card["held_out"] if r["system"] == "OCCO"}
     assert set(by_stratum) == {"cold", "300 K", "500 K"}
     assert by_stratum["cold"]["n_frames"] == 8
     assert not by_stratum["cold"]["trained_on"]
     assert len(errors) == len({r["system"] for r in card["held_out"]}) * 2
+
+
+def test_the_held_out_errors_of_a_training_are_drawn_student_by_student(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    history = [
+        {"step": step, "heldout_cold": 1.0 / step, "heldout_unseen": 2.0 / step}
+        for step in (10, 20, 30)
+    ]
+    log = {"students": {"tiny": {"history": history}, "ultra-tiny": {"history": history[:2]}}}
+    (tmp_path / LOG_FILE).write_text(json.dumps(log))
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    plot_training(tmp_path, tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+    cold, unseen = drawn[0].axes
+    monkeypatch.undo()
+    pyplot.close(drawn[0])
+    assert [line.get_label() for line in cold.lines] == ["tiny", "ultra-tiny"]
+    assert cold.lines[0].get_xydata().tolist() == [[10, 0.1], [20, 0.05], [30, 1 / 30]]
+    assert unseen.lines[1].get_xydata().tolist() == [[10, 0.2], [20, 0.1]]
+    with pytest.raises(InputError, match="train again"):
+        plot_training(tmp_path / "elsewhere", tmp_path / "learning.png")
 
 
 def test_a_missing_student_and_a_missing_log_are_bad_input(own_frames, tmp_path):
