@@ -11,7 +11,7 @@ from omm_mlff.errors import UnknownNameError
 
 Float = NDArray[np.float64]
 
-# Benzene and aspirin are never trained on: they are what transfer is measured with.
+# Neither benzene, which is left to `broad`, nor aspirin, which no student ever sees.
 SINGLE: dict[str, str] = {
     "water": "O",
     "methane": "C",

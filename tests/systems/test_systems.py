@@ -24,6 +24,7 @@ from rdkit.Chem import AllChem, Descriptors, rdMolDescriptors
 from omm_mlff.cli.main import main
 from omm_mlff.errors import StructureError, UnknownNameError
 from omm_mlff.schema import MolecularSystem
+from omm_mlff.students.checkpoint import load_card, student_names
 from omm_mlff.systems import load_system, system_names
 from omm_mlff.systems.files import read_structure
 from omm_mlff.systems.shipped import read_card
@@ -827,6 +828,15 @@ def test_the_table_lists_every_system(capsys: pytest.CaptureFixture[str]) -> Non
         assert name in shown
     assert "C9H8O4" in shown
     assert "100 to 1000" in shown
+
+
+def test_a_system_is_marked_as_trained_on_where_the_students_cards_name_it() -> None:
+    for student in student_names():
+        molecules = load_card(student)["training_domain"]["molecules"]
+        for name in SHIPPED:
+            card = read_card(name)
+            known = name in molecules or card.smiles in molecules
+            assert card.trained_on is known, f"{student}: {name}"
 
 
 def test_one_system_is_shown_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
