@@ -6,6 +6,7 @@ Arrays are float64 in nm, ps, kJ/mol, dalton and K unless a name says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -153,6 +154,7 @@ class MolecularSystem:
     bonds : shape (n_bonds, 2), atom indices, first < second, sorted
     box_vectors : shape (3, 3), nm, or None for a molecule in vacuum
     charge : total charge, elementary charges
+    spin_multiplicity : 2 S + 1: 1 for closed shells, 2 for a radical
     reference : None where there are no labels
     landmarks : None where the reference method's own minima are not known
     """
@@ -168,6 +170,7 @@ class MolecularSystem:
     charge: int = 0
     reference: ReferenceLabels | None = None
     landmarks: ReferenceLandmarks | None = None
+    spin_multiplicity: int = 1
 
     @property
     def n_atoms(self) -> int:
@@ -210,7 +213,7 @@ class RunSpec:
         """Unique among the runs of one campaign; also the run's folder."""
         aside = "" if self.purpose == "production" else f"-{self.purpose}"
         return (
-            f"{self.system.replace('/', '_')}{aside}-{self.ensemble}-{self.temperature_K:g}K"
+            f"{_folder_name(self.system)}{aside}-{self.ensemble}-{self.temperature_K:g}K"
             f"-{self.timestep_fs:g}fs-{self.length_ps:g}ps-x{self.n_replicas}"
         )
 
@@ -226,6 +229,17 @@ class RunSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunSpec:
         return cls(**data)
+
+
+def _folder_name(system: str) -> str:
+    """What a system's spec is called in a folder's name: two specs never have one.
+
+    A spec that is no name for a folder is written in other letters, with a hash of what it was.
+    """
+    plain = re.sub(r"[^\w.+:=@,-]", "_", system)[-100:]
+    if plain == system:
+        return plain
+    return f"{plain}-{hashlib.sha256(system.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

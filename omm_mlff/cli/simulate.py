@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from omm_mlff.cli.arguments import model_option
+from omm_mlff.cli.arguments import model_option, system_options
 
 
 @click.command()
 @model_option
 @click.option("--system", required=True, metavar="NAME|FILE", help="What is simulated.")
+@system_options
 @click.option("--length-ps", default=1.0, show_default=True, type=click.FloatRange(min=0))
 @click.option("--temperature", "temperature_K", default=300.0, show_default=True, help="K.")
 @click.option(
@@ -45,6 +46,9 @@ from omm_mlff.cli.arguments import model_option
 def simulate(
     model: str,
     system: str,
+    frame: int | None,
+    charge: int | None,
+    spin: int | None,
     length_ps: float,
     temperature_K: float,
     ensemble: str,
@@ -62,8 +66,9 @@ def simulate(
     from omm_mlff.dynamics.simulate import simulate as run
     from omm_mlff.potentials.registry import load_potential
     from omm_mlff.schema import RunSpec
-    from omm_mlff.systems import load_system
+    from omm_mlff.systems import load_system, with_options
 
+    system = with_options(system, frame=frame, charge=charge, spin=spin)
     spec = RunSpec(
         potential=model,
         system=system,

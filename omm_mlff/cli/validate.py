@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omm_mlff.cli.arguments import model_option
+from omm_mlff.cli.arguments import model_option, system_options
 
 
 @click.command()
@@ -16,9 +16,10 @@ from omm_mlff.cli.arguments import model_option
     "systems",
     multiple=True,
     metavar="NAME|FILE",
-    help="In place of the profile's systems: a shipped name, a .pdb, .sdf or .xyz file, or "
-    "water-box:N. May be repeated.",
+    help="In place of the profile's systems: a shipped name, a structure file (PDB, mmCIF, SDF, "
+    "MOL2, XYZ, GRO, prmtop+inpcrd, psf+crd), smiles:STRING, or water-box:N. May be repeated.",
 )
+@system_options
 @click.option(
     "--profile",
     default="quick",
@@ -50,6 +51,9 @@ from omm_mlff.cli.arguments import model_option
 def validate(
     model: str,
     systems: tuple[str, ...],
+    frame: int | None,
+    charge: int | None,
+    spin: int | None,
     profile: str,
     policy: str,
     platform: str,
@@ -68,7 +72,12 @@ def validate(
 
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.report.console import show
+    from omm_mlff.systems import with_options
     from omm_mlff.validation import validate as run
+
+    if (frame, charge, spin) != (None, None, None) and not systems:
+        raise click.UsageError("--frame, --charge and --spin are of a --system: name one")
+    systems = tuple(with_options(s, frame=frame, charge=charge, spin=spin) for s in systems)
 
     with shown_progress() as progress:
         result = run(

@@ -91,7 +91,7 @@ def load_shipped(name: str) -> MolecularSystem:
     StructureError : the labels or landmarks are not those that their card was written for
     """
     from omm_mlff.systems.build import build_system
-    from omm_mlff.systems.files import read_pdb
+    from omm_mlff.systems.formats.pdb import read_pdb
 
     card = read_card(name)
     topology, positions, _ = read_pdb(card.folder / STRUCTURE)
