@@ -59,6 +59,8 @@ class PotentialCard:
     knows_atoms_by : what tells its atoms apart. By "element", like atoms may be exchanged and any
         molecule is served; by "bond", as in a native force field, they may not be exchanged; by
         "index", as in a file that was made for one molecule, it serves what it was given for alone
+    charge, spin_multiplicity : the only ones that it was made for, such as 0 and 1; None where it
+        takes those of the system, or is not known to
     """
 
     name: str
@@ -70,6 +72,8 @@ class PotentialCard:
     training_domain: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
     knows_atoms_by: Identity = "element"
+    charge: int | None = None
+    spin_multiplicity: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,3 +277,38 @@ timestep_fs = [0.25, 0.5]
         "timestep": 0.1,
     }
     assert sorted(lengths.values()) == [0.1, 0.1, 0.2]
+
+
+def test_two_files_whose_names_differ_by_a_slash_have_each_its_own_run(tmp_path, monkeypatch):
+    water = "O 0 0 0.1173\nH 0 0.7572 -0.4692\nH 0 -0.7572 -0.4692\n"
+    heavy = water.replace("H", "D")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.xyz").write_text("3\n\n" + water)
+    (tmp_path / "a_b.xyz").write_text("3\n\n" + heavy)
+    (tmp_path / "short.toml").write_text(PROFILE.replace("0.2", "0.02"))
+    monkeypatch.chdir(tmp_path)
+    result = validate(
+        SpringPotential(), systems=["a/b.xyz", "a_b.xyz"], profile="short.toml", out="out"
+    )
+    folders = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert len(folders) == 2
+    masses = {
+        json.loads((tmp_path / "out" / "runs" / name / "provenance.json").read_text())["molecule"][
+            "masses"
+        ][1]
+        for name in folders
+    }
+    assert len(masses) == 2
+    assert len(result.measured.provenance["runs"]) == 2
+
+
+def test_a_run_of_another_molecule_is_not_taken(tmp_path):
+    (tmp_path / "short.toml").write_text(PROFILE.replace("0.2", "0.02"))
+    words = {"profile": tmp_path / "short.toml", "out": tmp_path / "out"}
+    validate(SpringPotential(), **words)
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance["molecule"]["masses"][1] = 2.014
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(OutputExistsError, match=r"holds another run \(different: masses\)"):
+        validate(SpringPotential(), **words, resume=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunS
 from omm_mlff.systems import load_system
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import PlannedRun, Profile
+
+log = logging.getLogger(__name__)
 
 REQUEST_FILE = "campaign.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -117,6 +120,16 @@ def plan(
         if reason:
             raise UnsupportedSystemError(
                 f"{potential.card.name} cannot serve {system.name}: {reason}"
+            )
+        if potential.card.knows_atoms_by == "index" and (
+            system.charge or system.spin_multiplicity != 1
+        ):
+            log.warning(
+                "notice: %s is told neither charge nor spin: that it was made for charge %+d and "
+                "spin multiplicity %d is taken from you",
+                potential.card.name,
+                system.charge,
+                system.spin_multiplicity,
             )
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
     campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
@@ -231,6 +244,7 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
         record = RunRecord.open(folder)
+        _require_same(record, spec, campaign.systems[run.system])
         if record.status["state"] == "complete" and record.spec.length_ps >= spec.length_ps:
             return
         # An extension that was interrupted goes on to where it was meant to go.
@@ -245,6 +259,23 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
         resume=True,
         progress=lambda done, total: say(label, done, total),
     )
+
+
+def _require_same(record: RunRecord, spec: RunSpec, system: MolecularSystem) -> None:
+    """Refuse a run directory that is not this run's: its frames would be judged as if it were."""
+    asked = dataclasses.replace(spec, length_ps=record.spec.length_ps).to_json()
+    found = record.spec.to_json()
+    different = [key for key in asked if found[key] != asked[key]]
+    molecule = record.provenance.get("molecule", {})
+    arrays = {"species": system.species, "masses": system.masses, "bonds": system.bonds}
+    different += [
+        key for key, array in arrays.items() if not np.array_equal(molecule.get(key, []), array)
+    ]
+    if different:
+        raise OutputExistsError(
+            f"{record.folder} holds another run (different: {', '.join(different)}); use another "
+            "--out"
+        )
 
 
 def _measure(

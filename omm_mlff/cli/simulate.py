@@ -62,6 +62,7 @@ def simulate(
     resume: bool,
 ) -> None:
     """Run dynamics with a model and record energies and forces at every step."""
+    from omm_mlff.cli.output import models_print_to_stderr
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.dynamics.simulate import simulate as run
     from omm_mlff.potentials.registry import load_potential
@@ -83,8 +84,8 @@ def simulate(
         ensemble=ensemble,
         purpose="thermostat" if ensemble == "nvt" else "production",
     )
-    potential, molecular_system = load_potential(model), load_system(system)
-    with shown_progress() as progress:
+    with models_print_to_stderr(), shown_progress() as progress:
+        potential, molecular_system = load_potential(model), load_system(system)
         record = run(
             spec,
             potential,

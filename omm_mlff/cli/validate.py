@@ -70,6 +70,7 @@ def validate(
     if resume and out is None:
         raise click.UsageError("--resume needs --out: the folder to go on with")
 
+    from omm_mlff.cli.output import models_print_to_stderr
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.report.console import show
     from omm_mlff.systems import with_options
@@ -79,7 +80,7 @@ def validate(
         raise click.UsageError("--frame, --charge and --spin are of a --system: name one")
     systems = tuple(with_options(s, frame=frame, charge=charge, spin=spin) for s in systems)
 
-    with shown_progress() as progress:
+    with models_print_to_stderr(), shown_progress() as progress:
         result = run(
             model,
             systems=systems,
