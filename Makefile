@@ -6,6 +6,7 @@
 MODEL ?= tiny
 ARGS ?=
 VENV ?= .venv
+WORKERS ?= auto
 RUN := $(VENV)/bin/python
 
 # The first of these that is a Python this package runs on; `make PYTHON=...` names another.
@@ -32,13 +33,13 @@ VERSIONS := pyproject.toml constraints.txt
 
 help: ## list the targets
 	@echo "make validate   install into $(VENV), then run: omm-mlff validate --model $(MODEL) $(ARGS)"
-	@echo "make test       install what the tests need, then run them with coverage"
+	@echo "make test       install what the tests need, then run them on all cores with coverage"
 	@echo "make check      lint, format, types and tests"
 	@echo "make lint       lint, format and types only"
 	@echo "make setup      install only, with everything that tests and training need"
 	@echo
 	@echo "variables: MODEL=$(MODEL)  ARGS='--profile standard'  EXTRA=$(EXTRA) (cpu, cuda12, cuda13)"
-	@echo "           PYTHON=$(PYTHON)  VENV=$(VENV)"
+	@echo "           PYTHON=$(PYTHON)  VENV=$(VENV)  WORKERS=$(WORKERS) (processes of make test)"
 
 # A verdict was reached: 0 approved, 1 rejected or not recommended, 3 undecided. All else failed.
 validate: $(RUNNING)
@@ -46,7 +47,8 @@ validate: $(RUNNING)
 	case $$code in 0|1|3) exit 0 ;; *) exit $$code ;; esac
 
 test: $(TESTING)
-	$(RUN) -m pytest --cov=omm_mlff --cov-report=term:skip-covered --cov-fail-under=80
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup \
+		--cov=omm_mlff --cov-report=term:skip-covered --cov-fail-under=80
 
 lint: $(TESTING)
 	$(RUN) -m ruff check .

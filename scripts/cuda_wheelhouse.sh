@@ -3,19 +3,32 @@
 # its CUDA platform, openmm-torch, and what they and this package require, at the versions of
 # constraints.txt. What the node has already is left out. Nothing is installed here.
 #
-# usage: scripts/cuda_wheelhouse.sh PYTHON_VERSION [FOLDER] [cu12|cu13] [ALREADY_THERE]
+# usage: scripts/cuda_wheelhouse.sh PYTHON_VERSION [FOLDER] [cu12|cu13] [ALREADY_THERE] [--tree FILE]
 #   PYTHON_VERSION  of the node: 3.11, 3.12 or 3.13
 #   FOLDER          default: wheelhouse
 #   ALREADY_THERE   default: torch,numpy (CUDA's libraries, which come with torch, never count)
+#   --tree FILE     also unpack the wheels, leave out what is not imported (tests, headers, sources,
+#                   examples), and pack the tree as FILE (.tar.xz): for a node without pip
 # On the node, in this checkout:
 #   pip install --no-index --no-deps FOLDER/*.whl && export PYTHONPATH=$PWD
+#   (or: mkdir site && tar -xJf FILE -C site && export PYTHONPATH=$PWD:$PWD/site)
 #   python -c 'import sys; from omm_mlff.cli.main import main; sys.exit(main(["doctor"]))'
 set -euo pipefail
 
 usage() {
-    sed -n '6,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '6,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
+tree=
+words=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --tree) [ $# -ge 2 ] || usage; tree=$(realpath -m "$2"); shift 2 ;;
+    -*) usage ;;
+    *) words+=("$1"); shift ;;
+    esac
+done
+set -- ${words[@]+"${words[@]}"}
 case ${1:-} in 3.11 | 3.12 | 3.13) ;; *) usage ;; esac
 case ${3:-cu13} in cu12 | cu13) ;; *) usage ;; esac
 
@@ -25,10 +38,12 @@ folder=$(cd "${2:-wheelhouse}" && pwd)
 python=python3
 [ -x "$checkout/.venv/bin/python" ] && python=$checkout/.venv/bin/python
 cd "$checkout"
-exec "$python" - "$1" "$folder" "${3:-cu13}" "${4:-torch,numpy}" <<'PYTHON'
+exec "$python" - "$1" "$folder" "${3:-cu13}" "${4:-torch,numpy}" "$tree" <<'PYTHON'
 import email
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 import zipfile
@@ -38,7 +53,7 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.specifiers import SpecifierSet
 from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 
-python_version, folder, cuda, there = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+python_version, folder, cuda, there, tree = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
 already_there = {canonicalize_name(name) for name in there.split(",") if name}
 target = {
     "python_version": python_version,
@@ -142,4 +157,34 @@ for name, wanted in sorted(expected.items()):
     print(f"   there already  {name} {','.join(sorted({str(s) for s in wanted} - {''}))}")
 total = sum(path.stat().st_size for path in folder.glob("*.whl"))
 print(f"{len(wheels())} wheels, {total / 1e6:.1f} MB in {folder}: complete")
+
+# Folders that nothing imports. Not `tables/tests`: PyTables imports it.
+NOT_IMPORTED = {"tests", "test", "testData", "test_data", "examples", "benchmarks", "include", "Contrib"}
+KEPT = ("tables/tests/",)
+SOURCES = (".h", ".hpp", ".c", ".cc", ".cpp", ".pyx", ".pxd", ".pyi", ".a", ".lib")
+UNUSED = ("rdkit-stubs/", "rdkit/sping/", "rdkit/Chem/Draw/", "openmm/app/data/charmm36_2024")
+
+
+def imported(name: str) -> bool:
+    """Whether a file of a wheel is needed where nothing is compiled or tested."""
+    if name.startswith(KEPT):
+        return name.endswith(".py")
+    folders = set(name.split("/")[:-1])
+    return not (folders & NOT_IMPORTED or name.endswith(SOURCES) or name.startswith(UNUSED))
+
+
+if tree:
+    with tempfile.TemporaryDirectory() as scratch:
+        site = Path(scratch) / "site"
+        for wheel in wheels().values():
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site, [n for n in archive.namelist() if imported(n)])
+        for data in site.glob("*.data"):  # what pip would put beside the packages
+            for part in ("purelib", "platlib"):
+                if (data / part).is_dir():
+                    shutil.copytree(data / part, site, dirs_exist_ok=True)
+            shutil.rmtree(data)
+        with tarfile.open(tree, "w:xz", preset=9) as archive:
+            archive.add(site, ".")
+    print(f"{Path(tree).stat().st_size / 1e6:.1f} MB in {tree}: the wheels unpacked")
 PYTHON

@@ -1,4 +1,4 @@
-"""One thread for every numerical library, the teacher, a reason for every skipped CUDA test."""
+"""One thread for every numerical library, the teacher, what runs where, why a test is skipped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPE
 import functools
 
 import openmm
+import psutil
 import pytest
 import torch
 
@@ -19,6 +20,19 @@ from omm_mlff.errors import MissingPackageError
 from omm_mlff.teachers.ani import Teacher
 
 torch.set_num_threads(1)
+
+_WORKER_BYTES = 2 * 2**30
+"""What a process of the tests holds at its largest, the teacher included."""
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: a process for each processor that this one may use, as far as memory goes."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        processors = os.cpu_count() or 1
+    return max(1, min(processors, psutil.virtual_memory().available // _WORKER_BYTES))
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +59,25 @@ def cuda_obstacle() -> str | None:
     return None
 
 
+def group_of(item: pytest.Item) -> str:
+    """The group that runs in one process, one test after another, under `--dist loadgroup`.
+
+    Those that time something, whatever their file, so that they do not time one another; those on
+    a CUDA device, which all share; else those of a file, which share its fixtures and caches.
+    """
+    for mark in ("cuda", "timed"):
+        if item.get_closest_marker(mark):
+            return mark
+    return item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("cuda")]
     reason = cuda_obstacle() if marked else None
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if reason is not None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))

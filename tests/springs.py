@@ -8,9 +8,12 @@ import torch
 from openmm.app import Element, Topology
 from torch import Tensor, nn
 
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import built_as
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 STIFFNESS = 3.0e5  # kJ/mol/nm^2, of an O-H stretch
@@ -99,6 +102,7 @@ class SpringPotential:
 
     spec = "springs"
     backend = "auto"
+    repeatable = False
 
     def __init__(self, dtype: str = "float64", **engine_options) -> None:
         self.card = PotentialCard("springs", "tests", None, None, dtype)
@@ -107,15 +111,15 @@ class SpringPotential:
     def unsupported(self, system):
         return None
 
-    def has_tap(self, system):
-        return True
-
-    def max_replicas(self, system):
-        return 64
+    def capabilities(self, system):
+        return Capabilities(
+            tap=True, max_replicas=64, repeatable=self.repeatable, force="torchforce"
+        )
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap: Tap | None = None):
         engine = SpringEngine(system, n_replicas, **self.engine_options)
         openmm_system.addForce(make_force(engine, periodic=False, tap=tap, backend=self.backend))
+        return built_as(self.backend)
 
     def energies_and_forces(self, positions, system):
         engine = SpringEngine(system, len(positions), **self.engine_options)
@@ -141,11 +145,10 @@ class CalledSpringPotential(SpringPotential):
         self.tapped = tapped
         self.objects = objects
 
-    def has_tap(self, system):
-        return self.tapped
-
-    def max_replicas(self, system):
-        return 64 if self.tapped else 1
+    def capabilities(self, system):
+        return Capabilities(
+            tap=self.tapped, max_replicas=64 if self.tapped else 1, force="pythonforce"
+        )
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap: Tap | None = None):
         openmm_system.addForce(
@@ -157,6 +160,7 @@ class CalledSpringPotential(SpringPotential):
                 tap=tap,
             )
         )
+        return Built("pythonforce")
 
     def energies_and_forces(self, positions, system):
         for frame in positions if self.objects is not None else ():
@@ -175,11 +179,8 @@ class NativeSpringPotential:
     def unsupported(self, system):
         return None
 
-    def has_tap(self, system):
-        return False
-
-    def max_replicas(self, system):
-        return 1
+    def capabilities(self, system):
+        return Capabilities()
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
         force = openmm.HarmonicBondForce()
@@ -188,6 +189,7 @@ class NativeSpringPotential:
             d = float(np.linalg.norm(system.positions[a] - system.positions[b]))
             force.addBond(int(a), int(b), d, STIFFNESS)
         openmm_system.addForce(force)
+        return Built("openmm")
 
     def energies_and_forces(self, positions, system):
         return None

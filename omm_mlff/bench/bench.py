@@ -281,7 +281,7 @@ class _Subject:
             yield Yardstick(plain, *where, name=YARDSTICK)
             yield Yardstick(plain, *where, name=PLAIN, recorded=False)
         yield Unrecorded(potential, *where, name=SINGLE)
-        many = min(self.n_replicas, potential.max_replicas(system))
+        many = min(self.n_replicas, potential.capabilities(system).max_replicas)
         yield Unrecorded(potential, *where, name=UNRECORDED, n_replicas=many)
         yield Recorded(potential, *where, name=RECORDED, n_replicas=many)
         if isinstance(potential, StudentPotential):

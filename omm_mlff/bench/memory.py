@@ -33,7 +33,7 @@ chosen = choose_platform(platform, system.n_atoms * int(n_replicas))
 before = peak()
 way = Unrecorded(
     potential, system, chosen, precision, name="memory", n_replicas=int(n_replicas),
-    tapped=potential.has_tap(system),
+    tapped=potential.capabilities(system).tap,
 )
 way.run(int(n_steps))
 device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

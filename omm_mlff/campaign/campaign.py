@@ -27,11 +27,11 @@ from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.dynamics.simulate import simulate
-from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
+from omm_mlff.errors import InputError, OutputExistsError
 from omm_mlff.failures import explain as failures
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
-from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import RunRecord
@@ -116,11 +116,7 @@ def plan(
         raise InputError(f"two systems have one name ({', '.join(names)}); rename a file")
     potential = bound(potential, systems.values())
     for system in systems.values():
-        reason = potential.unsupported(system)
-        if reason:
-            raise UnsupportedSystemError(
-                f"{potential.card.name} cannot serve {system.name}: {reason}"
-            )
+        refuse_unsupported(potential, system)
         if potential.card.knows_atoms_by == "index" and (
             system.charge or system.spin_multiplicity != 1
         ):

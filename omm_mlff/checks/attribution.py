@@ -287,16 +287,10 @@ def _half_timestep(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> 
 def _float64(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> Changed | str:
     if evidence.card.dtype == "float64":
         return "the model is in float64 as it is"
-    potential = _offered_in_float64(evaluator.potential)
-    if potential is None:
+    twin = evaluator.potential.capabilities(evaluator.system).float64_twin
+    if twin is None:
         return "the potential does not offer itself in float64"
-    return lambda spec: spec, potential
-
-
-def _offered_in_float64(potential: Potential) -> Potential | None:
-    """`in_float64() -> Potential | None` is for a potential to have or not."""
-    offer: Callable[[], Potential | None] | None = getattr(potential, "in_float64", None)
-    return offer() if offer is not None else None
+    return lambda spec: spec, twin()
 
 
 def _precision(run: RunRecord, evaluator: Evaluator, evidence: Evidence) -> Changed | str:
@@ -402,13 +396,11 @@ def _gradient_error_and_bound(
     from omm_mlff.dynamics.evaluator import Evaluator
 
     dtype = evidence.card.dtype
-    potential = _offered_in_float64(evaluator.potential) if dtype != "float64" else None
-    if potential is None:
+    twin = evaluator.potential.capabilities(evaluator.system).float64_twin
+    if twin is None or dtype == "float64":
         bound = GRADIENT_BOUNDS.get(dtype, GRADIENT_BOUNDS["float32"])
         return gradient_error(evaluator, samples, evidence), bound
-    with Evaluator(
-        potential, evidence.system, evaluator.platform_name, evaluator.precision
-    ) as exact:
+    with Evaluator(twin(), evidence.system, evaluator.platform_name, evaluator.precision) as exact:
         return gradient_error(exact, samples, evidence), GRADIENT_BOUNDS["float64"]
 
 

@@ -16,7 +16,7 @@ a finer grain a short one: 2e-3 angstrom, the longest at which a sound float64 s
 and 1e-5. Noise is everywhere, a jump in one place: at each step the median over frames is taken,
 and the larger of the two counts.
 
-**Against float64.** A potential that offers `in_float64()` (a student does: the same weights, the
+**Against float64.** A potential that offers a `float64_twin` (a student does: the same weights, the
 network in double) is compared with that twin: largest difference of the energy, largest relative
 difference of the forces of a frame. This is bias as well as noise.
 
@@ -155,8 +155,7 @@ def _larger(
 
 def _against_float64(evidence: Evidence) -> list[Measurement]:
     where = Where(system=evidence.system.name)
-    offer = getattr(evidence.live.potential, "in_float64", None)
-    twin: Potential | None = offer() if offer else None
+    twin = evidence.live.potential.capabilities(evidence.system).float64_twin
     if twin is None:
         reason = (
             f"{evidence.card.name} computes in float64 itself"
@@ -166,7 +165,7 @@ def _against_float64(evidence: Evidence) -> list[Measurement]:
         return [absent(row, where, reason) for row in (FLOAT64_ENERGY, FLOAT64_FORCE)]
     frames = static_frames(evidence, CHECK.name, N_COMPARED)
     energies, forces = evidence.live.evaluate(frames)
-    exact_energies, exact_forces = _evaluated_by(evidence, twin, evidence.live.precision, frames)
+    exact_energies, exact_forces = _evaluated_by(evidence, twin(), evidence.live.precision, frames)
     per_atom = MEV_PER_KJMOL / evidence.system.n_atoms
     energy, at_energy = worst(np.abs(energies - exact_energies) * per_atom)
     force, at_force = worst(_force_errors(forces, exact_forces))

@@ -12,12 +12,13 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import AnalysisError, UnsupportedSystemError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import nobody_alone, one_line
 from omm_mlff.forces.interrupt import deferred_interrupt
 from omm_mlff.forces.platforms import choose_platform, platform_properties
 from omm_mlff.forces.potential_errors import Tally, is_not_a_number, own_error
 from omm_mlff.forces.tap import Tap
-from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.potentials.base import Potential, system_and_built
 from omm_mlff.schema import MolecularSystem, Precision
 from omm_mlff.units import PS_PER_FS
 
@@ -54,14 +55,36 @@ def make_context(
     UnsupportedSystemError : the potential cannot serve it, or OpenMM makes no Context of it
     ValidationFailure : memory or the device failed
     """
-    built = build_system(potential, system, n_replicas=n_copies, tap=tap)
+    return context_and_built(
+        potential, system, integrator, platform_name, precision, n_copies=n_copies, tap=tap
+    )[0]
+
+
+def context_and_built(
+    potential: Potential,
+    system: MolecularSystem,
+    integrator: openmm.Integrator,
+    platform_name: str,
+    precision: Precision,
+    *,
+    n_copies: int,
+    tap: Tap | None,
+) -> tuple[openmm.Context, Built]:
+    """What `make_context` makes, and what the potential has put into its System.
+
+    Raises
+    ------
+    UnsupportedSystemError, ValidationFailure : see `make_context`
+    """
+    openmm_system, built = system_and_built(potential, system, n_replicas=n_copies, tap=tap)
     try:
-        return openmm.Context(
-            built,
+        context = openmm.Context(
+            openmm_system,
             integrator,
             openmm.Platform.getPlatformByName(platform_name),
             platform_properties(platform_name, precision),
         )
+        return context, built
     except openmm.OpenMMException as error:
         own_error(error, potential.card)
         raise UnsupportedSystemError(
@@ -86,6 +109,7 @@ class Evaluator:
     Attributes
     ----------
     raised : by frame of the last `evaluate`, what the potential's own code raised
+    built : what the potential has put into its System
     tally : of all frames so far, those of evaluators that `for_system` made from this one included
 
     Raises
@@ -110,7 +134,8 @@ class Evaluator:
         self.precision: Precision = precision
         self.platform_name = choose_platform(platform, system.n_atoms)
         self.timestep_fs = timestep_fs
-        self.tap = Tap(1, system.n_atoms) if potential.has_tap(system) else None
+        self.tap = Tap(1, system.n_atoms) if potential.capabilities(system).tap else None
+        self.built = Built()
         self._batch: _Batch | None = None
         try:
             self.context = self._context(1, self.tap)
@@ -190,7 +215,7 @@ class Evaluator:
         if self.tap is None:
             return 1
         fitting = max(1, BATCH_ATOMS // self.system.n_atoms)
-        return min(fitting, self.potential.max_replicas(self.system))
+        return min(fitting, self.potential.capabilities(self.system).max_replicas)
 
     def _evaluate_copies(
         self,
@@ -253,7 +278,7 @@ class Evaluator:
 
     def _context(self, n_copies: int, tap: Tap | None) -> openmm.Context:
         """A Context that has forgotten its first calls."""
-        context = make_context(
+        context, self.built = context_and_built(
             self.potential,
             self.system,
             openmm.VerletIntegrator(self.timestep_fs * PS_PER_FS),

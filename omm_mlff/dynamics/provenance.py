@@ -40,7 +40,7 @@ def run_provenance(
     n_dof : of one replica
     """
     card = potential.card
-    tapped = potential.has_tap(system)
+    tapped = potential.capabilities(system).tap
     return {
         "versions": dict(package_versions()),
         "python": host.python_version(),

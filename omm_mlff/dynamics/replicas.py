@@ -198,7 +198,7 @@ class Batch:
 
     @property
     def _tapped(self) -> bool:
-        return self.potential.has_tap(self.system)
+        return self.potential.capabilities(self.system).tap
 
     @np.errstate(over="ignore", invalid="ignore")  # what flies apart is recorded, not warned of
     def _steps(
@@ -268,7 +268,7 @@ class Batch:
     def _ring(self, tap: Tap | None, n_frames: int) -> Ring | None:
         """Where many steps in one call are kept; None where they must be taken one by one."""
         on_host = self.platform_name in ("Reference", "CPU")
-        repeatable = getattr(self.potential, "repeatable", False)
+        repeatable = self.potential.capabilities(self.system).repeatable
         if tap is None or self.thermostatted or not on_host or not repeatable:
             return None
         return Ring(n_frames, self.n_replicas, self.system.n_atoms)

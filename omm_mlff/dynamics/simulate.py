@@ -10,17 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openmm
-
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.initial_state import degrees_of_freedom, minimized
 from omm_mlff.dynamics.provenance import run_provenance
 from omm_mlff.dynamics.recording import StatusLog
 from omm_mlff.dynamics.replicas import FRICTION_PER_PS, Batch
-from omm_mlff.errors import InputError, StorageError, UnsupportedSystemError
+from omm_mlff.errors import InputError, StorageError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
-from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import MolecularSystem, RunSpec
@@ -70,10 +68,8 @@ def simulate(
             f"a run needs one step, one replica and a stride of one, or more; got {spec.n_steps} "
             f"steps, {spec.n_replicas} replicas, stride {spec.record_stride}"
         )
-    reason = potential.unsupported(system)
-    if reason:
-        raise UnsupportedSystemError(f"{potential.card.name} cannot serve {system.name}: {reason}")
-    batch_size = min(spec.n_replicas, potential.max_replicas(system))
+    refuse_unsupported(potential, system)
+    batch_size = min(spec.n_replicas, potential.capabilities(system).max_replicas)
     with threads_for(batch_size * system.n_atoms):
         _record(spec, potential, system, folder, batch_size, resume, progress)
     return RunRecord.open(folder)
@@ -91,14 +87,12 @@ def _record(
     platform_name = choose_platform(spec.platform, batch_size * system.n_atoms)
     with Evaluator(potential, system, platform_name, spec.precision) as evaluator:
         rest = minimized(evaluator)
-        force = _force_in(evaluator.context.getSystem())
+        built = evaluator.built
     n_dof = degrees_of_freedom(system, spec.ensemble)
     provenance = run_provenance(spec, potential, system, platform_name, rest, n_dof)
     provenance["integrator"] = _integrator_provenance(spec)
-    provenance["force"] = force
-    # The kernel of a compiled engine is for the host; on a device its scripted one computes.
-    on_host = platform_name in ("Reference", "CPU")
-    provenance["engine"] = getattr(potential, "built", "") if on_host else "scripted"
+    provenance["force"] = built.force
+    provenance["engine"] = built.engine_on(platform_name)
     rundir.create(folder, spec, provenance, resume=resume)
     batches = [
         list(range(first, min(first + batch_size, spec.n_replicas)))
@@ -121,12 +115,6 @@ def _record(
             log.write("interrupted")
         raise
     log.write("complete")
-
-
-def _force_in(system: openmm.System) -> str:
-    """What computes in a System: "torchforce", "pythonforce", or OpenMM itself."""
-    names = {force.getName().lower() for force in system.getForces()}
-    return next((name for name in ("torchforce", "pythonforce") if name in names), "openmm")
 
 
 def _integrator_provenance(spec: RunSpec) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 import openmm
 
 from omm_mlff.errors import InputError, MissingPackageError
+from omm_mlff.forces.built import Built, Device
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -77,6 +78,41 @@ def resolve_backend(backend: Backend = "auto") -> Literal["torchforce", "pythonf
             raise
         return python_force_or_error()
     return "torchforce"
+
+
+def why_no_torch_force(backend: Backend = "auto") -> str:
+    """Why a PythonForce stands in for TorchForce, in one line; empty where it does not, or where a
+    PythonForce was asked for.
+    """
+    if backend != "auto":
+        return ""
+    try:
+        load_plugin()
+    except MissingPackageError as error:
+        return str(error)
+    return ""
+
+
+def built_as(
+    backend: Backend = "auto",
+    *,
+    engines: Mapping[Device, str] | None = None,
+    graph: bool = False,
+    graph_reason: str = "",
+) -> Built:
+    """What a Force of `making` is, made with the same `backend`.
+
+    Parameters
+    ----------
+    engines, graph, graph_reason : see `Built`
+
+    Raises
+    ------
+    MissingPackageError, InputError : see `resolve_backend`
+    """
+    return Built(
+        resolve_backend(backend), engines or {}, graph, graph_reason, why_no_torch_force(backend)
+    )
 
 
 def python_force_or_error() -> Literal["pythonforce"]:

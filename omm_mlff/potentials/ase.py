@@ -30,9 +30,11 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError, MissingPackageError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
@@ -130,11 +132,13 @@ class AsePotential:
             f"such as ?{option}={value}"
         )
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1 if system.periodic else _MAX_REPLICAS
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(
+            tap=True,
+            max_replicas=1 if system.periodic else _MAX_REPLICAS,
+            reads_box=True,
+            force="pythonforce",
+        )
 
     def add_to(
         self,
@@ -143,7 +147,7 @@ class AsePotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         openmm_system.addForce(
             make_python_force(
                 lambda frames, box: self._evaluate(frames, box, system),
@@ -153,6 +157,7 @@ class AsePotential:
                 tap=tap,
             )
         )
+        return Built("pythonforce")
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem

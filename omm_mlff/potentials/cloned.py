@@ -11,7 +11,9 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import InputError
+from omm_mlff.forces.built import Built, kind_in
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.schema import MolecularSystem, PotentialCard
 
 SOURCE = "native"
@@ -53,11 +55,8 @@ class ClonedPotential:
         """
         raise NotImplementedError
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return False
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(reads_box=True)
 
     def add_to(
         self,
@@ -66,11 +65,12 @@ class ClonedPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         made = self.made(system)  # named: its forces live no longer than it does
         for force in made.getForces():
             if not isinstance(force, _MOVERS):
                 openmm_system.addForce(copy.deepcopy(force))
+        return Built(kind_in(openmm_system))
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem

@@ -39,8 +39,10 @@ from omm_mlff.errors import (
     UnknownNameError,
     UnsupportedSystemError,
 )
+from omm_mlff.forces.built import Built, kind_in
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
@@ -123,11 +125,8 @@ class OpenmmMLPotential:
             f"{what}; take a model that does"
         )
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return False
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(reads_box=True)
 
     def add_to(
         self,
@@ -136,7 +135,7 @@ class OpenmmMLPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         topology = copy.copy(system.topology)
         topology.setPeriodicBoxVectors(system.box_vectors)
         options = dict(self._options)
@@ -156,6 +155,7 @@ class OpenmmMLPotential:
                 f"{self._card.name} adds constraints or virtual sites to the System; wanted a "
                 "potential that moves every atom by forces alone"
             )
+        return Built(kind_in(openmm_system))
 
     def energies_and_forces(self, positions: NDArray[np.float64], system: MolecularSystem) -> None:
         return None

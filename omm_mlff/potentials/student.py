@@ -18,10 +18,12 @@ from torch import nn
 
 from omm_mlff.data import shipped_names
 from omm_mlff.errors import InputError, UnsupportedSystemError
+from omm_mlff.forces.built import Built, Device
 from omm_mlff.forces.making import make_force
-from omm_mlff.forces.plugin import Backend, resolve_backend
+from omm_mlff.forces.plugin import Backend, built_as, resolve_backend
 from omm_mlff.forces.scripting import script
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
@@ -54,13 +56,7 @@ class StudentPotential:
     backend : which Force carries it
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
     cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`
-
-    Attributes
-    ----------
-    built : the engine that it last put into a System, "compiled" or "scripted"; empty before
     """
-
-    repeatable = True
 
     def __init__(
         self,
@@ -74,7 +70,6 @@ class StudentPotential:
         self.backend: Backend = backend
         self.engine: Engine = engine
         self.cuda_graphs = cuda_graphs
-        self.built = ""
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
@@ -127,12 +122,17 @@ class StudentPotential:
             f"{wanted / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free; {advice}"
         )
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
         single = system.periodic or system.n_atoms > MAX_COMPLETE_ATOMS
-        return 1 if single else _MAX_REPLICAS
+        return Capabilities(
+            tap=True,
+            max_replicas=1 if single else _MAX_REPLICAS,
+            repeatable=True,
+            reads_box=True,
+            graphs=not single,
+            force="torchforce",
+            float64_twin=None if self.student.dtype == torch.float64 else self.in_float64,
+        )
 
     def add_to(
         self,
@@ -141,7 +141,7 @@ class StudentPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         reason = self._too_large(system, n_replicas)
         if reason:
             raise UnsupportedSystemError(f"{self.spec} cannot serve {system.name}: {reason}")
@@ -152,12 +152,17 @@ class StudentPotential:
             n_copies=n_replicas,
             engine=self.engine,
         )
-        self.built = "scripted" if isinstance(engine, Scripted) else "compiled"
-        graphs = self.cuda_graphs and not system.periodic and system.n_atoms <= MAX_COMPLETE_ATOMS
+        graph = self.cuda_graphs and self.capabilities(system).graphs
         force = make_force(
-            engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graphs
+            engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graph
         )
         openmm_system.addForce(force)
+        return built_as(
+            self.backend,
+            engines={"cpu": _engine_on(engine, "cpu"), "cuda": _engine_on(engine, "cuda")},
+            graph=graph,
+            graph_reason="asked for" if graph else "not asked for",
+        )
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -179,13 +184,11 @@ class StudentPotential:
         atomic = self.student.reference_energy(torch.from_numpy(system.species))
         return float(atomic.sum()) * KJMOL_PER_EV
 
-    def in_float64(self) -> StudentPotential | None:
-        """The same weights with the network in float64; None where it is in float64 already.
+    def in_float64(self) -> StudentPotential:
+        """The same weights with the network in float64.
 
         What the two differ by is the rounding of the network.
         """
-        if self.student.dtype == torch.float64:
-            return None
         twin = copy.copy(self)
         twin.student = copy.deepcopy(self.student)
         twin.student.network.double()
@@ -312,6 +315,13 @@ class StudentFunction:
 
     def __reduce__(self) -> tuple[type[StudentFunction], tuple[Any, ...]]:
         return StudentFunction, self._parameters
+
+
+def _engine_on(engine: nn.Module, device: Device) -> str:
+    """What evaluates where: the kernel of a compiled engine is for the host."""
+    if isinstance(engine, Scripted) or device != "cpu":
+        return "scripted"
+    return "compiled"
 
 
 def _engine(

@@ -9,8 +9,10 @@ import openmm
 from numpy.typing import NDArray
 
 from omm_mlff.errors import UnknownNameError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES, Teacher
@@ -70,11 +72,8 @@ class TeacherPotential:
             return "a single atom has no neighbours"
         return None
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return _MAX_REPLICAS
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(tap=True, max_replicas=_MAX_REPLICAS, force="pythonforce")
 
     def add_to(
         self,
@@ -83,7 +82,7 @@ class TeacherPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         openmm_system.addForce(
             make_python_force(
                 lambda frames, box: self.energies_and_forces(frames, system),
@@ -93,6 +92,7 @@ class TeacherPotential:
                 tap=tap,
             )
         )
+        return Built("pythonforce")
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem

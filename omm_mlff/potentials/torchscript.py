@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omm_mlff.errors import InputError
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.making import make_parametric_force
-from omm_mlff.forces.plugin import Backend
+from omm_mlff.forces.plugin import Backend, built_as
 from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options
@@ -110,11 +112,13 @@ class TorchScriptPotential:
             or self._probe.failure(system)
         )
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return 1
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(
+            tap=True,
+            reads_box=True,
+            graphs=not system.periodic,  # to be tried: what a file does inside is not known
+            force="torchforce",
+        )
 
     def add_to(
         self,
@@ -123,7 +127,7 @@ class TorchScriptPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         force = make_parametric_force(
             self._engine(system.periodic),
             parameters=self.signature.parameters,
@@ -132,6 +136,7 @@ class TorchScriptPotential:
             backend=self.backend,
         )
         openmm_system.addForce(force)
+        return built_as(self.backend)
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem

@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import built_as
 from omm_mlff.forces.tap import Tap
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.proving.field import unknown_elements
 from omm_mlff.schema import Identity, MolecularSystem, PotentialCard
 
@@ -65,11 +68,10 @@ class ProvingPotential:
             return f"the proving ground has no parameters for the atomic numbers {listed}"
         return None
 
-    def has_tap(self, system: MolecularSystem) -> bool:
-        return True
-
-    def max_replicas(self, system: MolecularSystem) -> int:
-        return _MAX_REPLICAS
+    def capabilities(self, system: MolecularSystem) -> Capabilities:
+        return Capabilities(
+            tap=True, max_replicas=_MAX_REPLICAS, reads_box=True, force="torchforce"
+        )
 
     def add_to(
         self,
@@ -78,9 +80,10 @@ class ProvingPotential:
         *,
         n_replicas: int = 1,
         tap: Tap | None = None,
-    ) -> None:
+    ) -> Built:
         engine = self._build(system, n_replicas)
         openmm_system.addForce(make_force(engine, periodic=system.periodic, tap=tap))
+        return built_as()
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem

@@ -31,6 +31,7 @@ def parts_of(student, name, engine, n_replicas=1, unrecorded_s=1.0, recorded_s=1
     )
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("engine", ["scripted", "auto"])
 @pytest.mark.parametrize(("name", "n_replicas"), [("water", 4), ("water-box:40", 1)])
 def test_the_parts_add_up_to_a_recorded_step(student, name, n_replicas, engine):

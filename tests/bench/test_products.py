@@ -71,7 +71,8 @@ def test_the_floor_is_its_multiply_adds_over_the_rate_and_leaves_the_threads_as_
     assert found.rate * found.seconds == pytest.approx(found.multiply_adds)
 
 
-def test_a_larger_student_has_a_higher_floor():
+def test_at_one_rate_a_larger_student_has_a_higher_floor(monkeypatch):
+    monkeypatch.setattr("omm_mlff.bench.floor.product_rate", lambda *_: 1e9)
     system = load_system("ethanol")
     seconds = [
         floor(Student(STUDENT_CONFIGS[name]), system, 1).seconds

@@ -6,6 +6,7 @@ import numpy as np
 from springs import molecule
 
 from omm_mlff.forces.potential_errors import Tally
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.record.frame_cache import Kept
 from omm_mlff.record.rundir import FIELDS
 from omm_mlff.schema import (
@@ -99,6 +100,9 @@ class FakePotential:
 
     def unsupported(self, system):
         return self.refuses
+
+    def capabilities(self, system):
+        return Capabilities()
 
     def energies_and_forces(self, positions, system):
         return None

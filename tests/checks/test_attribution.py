@@ -18,6 +18,7 @@ from omm_mlff.checks.base import Evidence
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.forces.making import make_force
+from omm_mlff.forces.plugin import built_as
 from omm_mlff.schema import RunSpec
 
 CLEAR = Findings(1.0, 1.1, None, 1e-8, 1e-6, 0.9, False, "the largest step is 1 meV")
@@ -58,10 +59,13 @@ class SpoiltPotential(SpringPotential):
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
         engine = SpoiltEngine(system, n_replicas, **self.engine_options)
         openmm_system.addForce(make_force(engine, periodic=False, tap=tap, backend=self.backend))
+        return built_as(self.backend)
+
+    def capabilities(self, system):
+        twin = None if self.card.dtype == "float64" else self.in_float64
+        return dataclasses.replace(super().capabilities(system), float64_twin=twin)
 
     def in_float64(self):
-        if self.card.dtype == "float64":
-            return None
         return SpoiltPotential(**{**self.engine_options, "grain": 0.0})
 
 

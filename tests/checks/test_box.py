@@ -14,6 +14,8 @@ from omm_mlff.checks import box
 from omm_mlff.checks.base import Evidence
 from omm_mlff.checks.box import CHECK, pressure_bar, scaled_by_molecule
 from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.forces.built import Built
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import PotentialCard
 from omm_mlff.students.checkpoint import student_names
@@ -50,16 +52,13 @@ class Argon:
     def unsupported(self, system):
         return None
 
-    def has_tap(self, system):
-        return False
-
-    def max_replicas(self, system):
-        return 1
+    def capabilities(self, system):
+        return Capabilities(reads_box=True)
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
         if self.fault in ("no-image", "old-box"):
             openmm_system.addForce(self._by_hand(system))
-            return
+            return Built("pythonforce")
         if self.fault == "squeezed":
             openmm_system.addForce(self._squeezed(system))
         force = openmm.NonbondedForce()
@@ -71,6 +70,7 @@ class Argon:
             force.addParticle(0.0, SIGMA, EPSILON)
         force.setCutoffDistance(CUTOFF)
         openmm_system.addForce(force)
+        return Built("openmm")
 
     def _squeezed(self, system):
         made_with = np.linalg.det(system.box_vectors)
@@ -123,6 +123,7 @@ class Nothing(Argon):
         for _ in range(system.n_atoms):
             force.addParticle([])
         openmm_system.addForce(force)
+        return Built("openmm")
 
 
 def measured(potential, system, **changes):

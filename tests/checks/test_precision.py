@@ -169,8 +169,10 @@ class Rounded(SpringPotential):
     def __init__(self) -> None:
         super().__init__("float32", force_scale=1.0 + 1e-5, rest_scale=1.01)
 
-    def in_float64(self):
-        return SpringPotential(rest_scale=1.01)
+    def capabilities(self, system):
+        return dataclasses.replace(
+            super().capabilities(system), float64_twin=lambda: SpringPotential(rest_scale=1.01)
+        )
 
 
 def test_the_difference_to_the_twin_is_measured_through_the_context() -> None:
@@ -189,7 +191,7 @@ def test_the_difference_to_the_twin_is_measured_through_the_context() -> None:
 def test_a_shipped_student_is_three_times_inside_its_limits_and_so_is_its_twin() -> None:
     system = load_system("water")
     potential = StudentPotential("tiny")
-    twin = potential.in_float64()
+    twin = potential.capabilities(system).float64_twin()
     for one, dtype in ((potential, "float32"), (twin, "float64")):
         with Evaluator(one, system, "Reference") as evaluator:
             found = precision.CHECK.measure(Evidence(system, one.card, evaluator=evaluator))

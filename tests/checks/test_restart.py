@@ -37,7 +37,7 @@ class PushedSprings(NativeSpringPotential):
         self.n_calls = 0
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
-        super().add_to(openmm_system, system)
+        built = super().add_to(openmm_system, system)
 
         def compute(state):
             self.n_calls += 1
@@ -47,6 +47,7 @@ class PushedSprings(NativeSpringPotential):
             return 0.0, forces
 
         openmm_system.addForce(openmm.PythonForce(compute))
+        return built
 
 
 @pytest.mark.parametrize("potential", [SpringPotential(), NativeSpringPotential()])

@@ -429,7 +429,7 @@ class Swirling(SpringPotential):
     """Springs, and a force around the molecule that is no gradient; the tap does not see it."""
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
-        super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+        built = super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
 
         def compute(state):
             x = np.array(state.getPositions(asNumpy=True)._value).reshape(n_replicas, -1, 3)
@@ -437,6 +437,7 @@ class Swirling(SpringPotential):
             return 0.0, 400.0 * np.cross([0.0, 0.0, 1.0], r).reshape(-1, 3)
 
         openmm_system.addForce(openmm.PythonForce(compute))
+        return built
 
 
 def test_a_force_that_is_no_gradient_heats_what_it_turns(tmp_path) -> None:

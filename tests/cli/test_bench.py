@@ -40,6 +40,7 @@ def test_bad_input_is_one_line_before_anything_runs(
     assert not (tmp_path / "fresh").exists()
 
 
+@pytest.mark.timed
 def test_a_benchmark_is_written_drawn_and_held_against_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["bench", "--model", "ultra-tiny", "--system", "water", "--against", "native:tip3p"]

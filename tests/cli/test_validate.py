@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -180,7 +179,7 @@ def test_a_full_disk_ends_in_4(tmp_path, capsys, monkeypatch, short):
 def test_ctrl_c_ends_in_130_and_resume_goes_on(tmp_path):
     """The real thing: a process of its own, a real SIGINT, then --resume."""
     profile = tmp_path / "long.toml"
-    profile.write_text(SHORT.replace("0.05", "100.0"))
+    profile.write_text(SHORT.replace("0.05", "10000.0"))
     out = tmp_path / "out"
     words = [
         sys.executable,
@@ -188,26 +187,26 @@ def test_ctrl_c_ends_in_130_and_resume_goes_on(tmp_path):
         "import sys; from omm_mlff.cli.main import main; sys.exit(main())",
     ]
     words += ["validate", "--model", "ultra-tiny", "--profile", str(profile), "--out", str(out)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(out.rglob("*.h5.partial")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+
+    def started_and_interrupted_after(segment: int, words: list[str]) -> str:
+        """What it wrote on standard error; it is interrupted once so many segments are closed."""
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        try:
+            while process.poll() is None and not list(out.rglob(f"{segment:05d}.h5")):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
+        finally:
+            process.kill()
+        assert process.returncode == 130, errors
+        return errors
+
+    assert "Traceback" not in started_and_interrupted_after(0, words)
     (run,) = (out / "runs").iterdir()
     kept = RunRecord.open(run).replica(0).n_frames
     assert kept > 0
-    again = subprocess.Popen([*words, "--resume"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(out.rglob("*.h5.partial")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(again.pid, signal.SIGINT)
-    again.communicate(timeout=60)
-    assert again.returncode == 130
+    closed = len(list((run / "replica_000").glob("*.h5")))
+    started_and_interrupted_after(closed, [*words, "--resume"])
     times = RunRecord.open(run).replica(0).time
     assert len(times) > kept
     assert times[kept] - times[kept - 1] == pytest.approx(0.0005)

@@ -12,6 +12,8 @@ import numpy as np
 import openmm
 
 from omm_mlff.errors import InputError
+from omm_mlff.forces.built import Built
+from omm_mlff.potentials.base import Capabilities
 from omm_mlff.schema import PotentialCard
 
 PREFIX = "network:"
@@ -19,7 +21,8 @@ FORMS = ("network:STIFFNESS in kJ/mol/nm^2",)
 
 
 class ElasticNetwork:
-    """The methods of `omm_mlff.potentials.base.Potential`; OpenMM computes, so there is no tap."""
+    """The methods of `omm_mlff.potentials.base.Potential`; OpenMM's own Force computes,
+    so that there is nothing to declare."""
 
     def __init__(self, spec, stiffness):
         self.spec = spec
@@ -37,11 +40,8 @@ class ElasticNetwork:
     def unsupported(self, system):
         return "a box has no structure at rest" if system.periodic else None
 
-    def has_tap(self, system):
-        return False
-
-    def max_replicas(self, system):
-        return 1
+    def capabilities(self, system):
+        return Capabilities()
 
     def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
         springs = openmm.HarmonicBondForce()
@@ -49,6 +49,7 @@ class ElasticNetwork:
             length = float(np.linalg.norm(system.positions[j] - system.positions[i]))
             springs.addBond(i, j, length, self.stiffness)
         openmm_system.addForce(springs)
+        return Built("openmm")
 
     def energies_and_forces(self, positions, system):
         return None

@@ -32,6 +32,7 @@ from omm_mlff.errors import (
 )
 from omm_mlff.failures.explain import explain
 from omm_mlff.forces import tap
+from omm_mlff.forces.built import Built
 from omm_mlff.forces.potential_errors import Tally, is_not_a_number, own_error
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import PotentialCard, RunSpec
@@ -164,7 +165,7 @@ def test_where_nobody_raises_alone_all_that_share_the_evaluation_end(tmp_path):
         """Raises at the 50th evaluation of four copies, and never for one."""
 
         def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
-            super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+            built = super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
             calls = iter(range(10**9))
 
             def compute(state):
@@ -173,6 +174,7 @@ def test_where_nobody_raises_alone_all_that_share_the_evaluation_end(tmp_path):
                 return 0.0, np.zeros((system.n_atoms * n_replicas, 3))
 
             openmm_system.addForce(openmm.PythonForce(compute))
+            return built
 
     record = run(tmp_path / "run", Moody())
     assert sorted(record.events) == [0, 1, 2, 3]
@@ -397,10 +399,11 @@ def test_a_minimiser_that_comes_to_where_it_raises_leaves_the_structure_as_given
 def test_a_context_that_cannot_be_made_leaves_no_tap_behind(tmp_path):
     class Unfit(SpringPotential):
         def add_to(self, openmm_system, system, *, n_replicas=1, tap=None):
-            super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+            built = super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
             if n_replicas > self.most:
                 openmm_system.addForce(openmm.HarmonicBondForce())
                 openmm_system.getForce(1).addBond(0, 10**6, 0.1, 1.0)
+            return built
 
     taps = set(tap._taps)
     potential = Unfit()
@@ -426,7 +429,7 @@ def test_a_second_context_that_cannot_be_made_is_a_failure_of_the_validation():
             self.n_built += 1
             if self.n_built > 1:
                 raise UnsupportedSystemError("I can be built once")
-            super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+            return super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
 
     with (
         Evaluator(OnlyOnce(), SYSTEM, "Reference") as evaluator,
@@ -461,6 +464,7 @@ def test_a_system_of_which_openmm_makes_no_context_is_refused():
             force = openmm.CustomBondForce("nonsense(r)")
             force.addBond(0, 1, [])
             openmm_system.addForce(force)
+            return Built("openmm")
 
     with pytest.raises(UnsupportedSystemError, match=r"makes no Context of it: .*nonsense"):
         Evaluator(Impossible(), SYSTEM, "Reference")

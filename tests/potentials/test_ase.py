@@ -161,7 +161,7 @@ def test_a_periodic_system_comes_with_cell_and_pbc():
     argon = molecule([18] * 27, corners + rng.normal(scale=0.01, size=(27, 3)), [], box)
     calculator = LennardJones(sigma=3.4, epsilon=0.01, rc=5.0)
     potential = as_potential(LennardJones(sigma=3.4, epsilon=0.01, rc=5.0))
-    assert potential.max_replicas(argon) == 1
+    assert potential.capabilities(argon).max_replicas == 1
     stretched = 1.02 * box
     with Evaluator(potential, argon, "Reference") as evaluator:
         for vectors in (box, stretched):

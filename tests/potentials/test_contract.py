@@ -10,9 +10,10 @@ from springs import molecule
 
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import UnknownNameError, UnsupportedSystemError
+from omm_mlff.forces.built import kind_in
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials import registry
-from omm_mlff.potentials.base import Potential, build_system
+from omm_mlff.potentials.base import Potential, build_system, system_and_built
 from omm_mlff.potentials.registry import load_potential, model_names, spec_forms
 from omm_mlff.systems import load_system
 
@@ -75,9 +76,10 @@ def test_openmm_and_direct_evaluation_agree(potential, methane):
 
 
 def test_replicas_in_one_system_are_independent(potential, methane):
-    n_replicas = min(3, potential.max_replicas(methane))
+    can = potential.capabilities(methane)
+    n_replicas = min(3, can.max_replicas)
     start = frames(methane, n_replicas)
-    tap = Tap(n_replicas, methane.n_atoms) if potential.has_tap(methane) else None
+    tap = Tap(n_replicas, methane.n_atoms) if can.tap else None
     context = openmm.Context(
         build_system(potential, methane, n_replicas=n_replicas, tap=tap),
         openmm.VerletIntegrator(0.0005),
@@ -91,6 +93,20 @@ def test_replicas_in_one_system_are_independent(potential, methane):
     assert total == pytest.approx(energies.sum(), rel=1e-8)
     got = together.getForces(asNumpy=True)._value.reshape(forces.shape)
     np.testing.assert_allclose(got, forces, atol=1e-4 * np.abs(forces).max())
+
+
+def test_it_says_what_it_can_do_and_what_it_has_added(potential, methane):
+    can = potential.capabilities(methane)
+    assert can == potential.capabilities(methane)
+    made, built = system_and_built(potential, methane)
+    assert kind_in(made) == built.force
+    assert built.fallback == ""
+    if can.tap:
+        assert can.force in ("torchforce", "pythonforce")
+    if can.float64_twin is not None:
+        twin = can.float64_twin()
+        assert (potential.card.dtype, twin.card.dtype) == ("float32", "float64")
+        assert twin.capabilities(methane).float64_twin is None
 
 
 def test_a_nearby_molecule_is_refused_or_served_but_never_wrong(potential):
@@ -116,14 +132,14 @@ def test_what_it_writes_of_itself_loads_it_again(potential, tmp_path):
 def test_a_box_is_served_or_refused_before_anything_runs(potential):
     box = load_system("water-box:8")
     reason = potential.unsupported(box)
-    if reason is None:
+    if reason is None and potential.capabilities(box).reads_box:
         with Evaluator(potential, box, "Reference") as evaluator:
             energies, forces = evaluator.evaluate(box.positions[None])
             shifted, _ = evaluator.evaluate(box.positions[None] + 0.37)
         assert np.isfinite(forces).all()
         assert shifted[0] == pytest.approx(energies[0], abs=0.05)
     else:
-        assert "\n" not in reason
+        assert "\n" not in str(reason)
         with pytest.raises(UnsupportedSystemError, match="cannot serve"):
             build_system(potential, box)
 

@@ -125,7 +125,7 @@ def test_a_potential_that_knows_atoms_by_index_serves_what_it_is_bound_to_alone(
     assert held.unsupported(water) is None
     assert "place" in str(held.unsupported(swapped))
     assert held.spec == "springs"
-    assert held.max_replicas(water) == 64
+    assert held.capabilities(water).max_replicas == 64
     assert "place" in str(copy.copy(held).unsupported(swapped))
 
 
@@ -146,7 +146,7 @@ class Moody(SpringPotential):
         self.n_built += 1
         if self.error:
             raise self.error
-        super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
+        return super().add_to(openmm_system, system, n_replicas=n_replicas, tap=tap)
 
 
 def test_a_probe_tells_what_went_wrong_in_one_line_and_tries_once() -> None:

@@ -96,7 +96,7 @@ def test_a_water_box_is_served_with_a_neighbour_list():
 def test_the_float64_twin_has_the_same_weights_and_differs_by_rounding():
     system = load_system("water")
     potential = StudentPotential("ultra-tiny")
-    twin = potential.in_float64()
+    twin = potential.capabilities(system).float64_twin()
     assert (potential.card.dtype, twin.card.dtype) == ("float32", "float64")
     assert twin.card.sha256 == potential.card.sha256
     for name, weight in potential.student.state_dict().items():
@@ -111,9 +111,10 @@ def test_the_float64_twin_has_the_same_weights_and_differs_by_rounding():
 
 def test_making_a_twin_leaves_the_student_as_it_was_and_a_twin_has_none():
     potential = StudentPotential("ultra-tiny")
-    twin = potential.in_float64()
+    water = load_system("water")
+    twin = potential.capabilities(water).float64_twin()
     assert str(potential.student.dtype) == "torch.float32"
-    assert twin.in_float64() is None
+    assert twin.capabilities(water).float64_twin is None
 
 
 def energy_and_forces(openmm_system, positions):
