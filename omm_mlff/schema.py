@@ -26,6 +26,7 @@ FindingStatus = Literal["pass", "fail", "undecided", "not-measured", "not-applic
 VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
 Precision = Literal["single", "mixed", "double"]
 Purpose = Literal["production", "survival", "timestep", "thermostat"]
+HeldOut = Literal["yes", "no", "unknown"]
 Identity = Literal["element", "bond", "index"]
 
 SIGNIFICANCE = 0.05
@@ -78,7 +79,7 @@ class PotentialCard:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceLabels:
-    """Energies and forces from a reference method, on frames that trained no student.
+    """Energies and forces from a reference method; shipped ones are on frames that trained nobody.
 
     Attributes
     ----------
@@ -86,8 +87,11 @@ class ReferenceLabels:
     energies : shape (n_frames,), kJ/mol
     forces : shape (n_frames, n_atoms, 3), kJ/mol/nm
     trajectory : shape (n_frames,), int: frames of one trajectory are correlated
-    temperature_K : shape (n_frames,), of the dynamics that a frame was taken from
+    temperature_K : shape (n_frames,), of the dynamics that a frame was taken from; NaN where that
+        is not known
     method : the method that made the labels, such as "ANI-1ccx"
+    source, sha256 : the file of a user that they are from, and a hash of it; empty for shipped ones
+    held_out : whether they trained the model, as whoever brought them says: "yes" they did not
     """
 
     positions: NDArray[np.float64]
@@ -96,6 +100,9 @@ class ReferenceLabels:
     trajectory: NDArray[np.int64]
     temperature_K: NDArray[np.float64]
     method: str
+    source: str = ""
+    sha256: str = ""
+    held_out: HeldOut = "yes"
 
     @property
     def n_frames(self) -> int:

@@ -124,7 +124,14 @@ def _read_labels(path: Path, card: ReferenceCard, n_atoms: int) -> ReferenceLabe
             f"reference labels {path}: wanted positions of ({len(trajectory)}, {n_atoms}, 3), "
             f"got {arrays['positions'].shape}; make them anew"
         )
-    return ReferenceLabels(trajectory=trajectory, method=card.method, **arrays)
+    return ReferenceLabels(
+        positions=arrays["positions"],
+        energies=arrays["energies"],
+        forces=arrays["forces"],
+        trajectory=trajectory,
+        temperature_K=arrays["temperature_K"],
+        method=card.method,
+    )
 
 
 @dataclass(frozen=True)
