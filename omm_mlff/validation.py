@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 from omm_mlff.campaign import campaign as campaigns
 from omm_mlff.campaign.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
+from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.errors import InputError
 from omm_mlff.potentials.registry import as_potential
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
+from omm_mlff.systems import load_system
+from omm_mlff.systems.labels import LabelOptions, labelled_systems
 from omm_mlff.verdict.diagnosis import diagnose
 from omm_mlff.verdict.judge import (
     POLICIES,
@@ -77,6 +81,9 @@ def validate(
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
+    labels: str | Path | Mapping[str, Any] | None = None,
+    label_options: LabelOptions | None = None,
+    teacher: Any = None,
     progress: Progress | None = None,
 ) -> Validation:
     """Run a potential in OpenMM and judge whether it is safe to use.
@@ -93,6 +100,11 @@ def validate(
     out : a new folder; by default a fresh one under `runs/`
     resume : go on with what `out` holds
     seed : of velocities and of every random choice in the checks
+    labels : energies and forces to compare with, in place of shipped ones: a file, or arrays
+        (`omm_mlff.systems.labels.labelled_systems`). Without `systems` its own are taken
+    label_options : what the file does not say of itself: keys, units, whether it was held out
+    teacher : a reference method, as `model` is given: asked along the runs, and for conformers,
+        torsions and vibrations
     progress : called with what is being done, how much of it is done, and how much there is
 
     Returns
@@ -106,10 +118,18 @@ def validate(
     """
     potential = as_potential(model)
     chosen = load_profile(profile)
+    method = None if teacher is None else ReferenceMethod(as_potential(teacher), platform)
     given = {system.name: system for system in systems if isinstance(system, MolecularSystem)}
     names = [system if isinstance(system, str) else system.name for system in systems]
     if len(set(names)) < len(names) and given:
         raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
+    if labels is not None:
+        onto = [given[name] if name in given else load_system(name) for name in names]
+        labelled = labelled_systems(labels, label_options, onto)
+        names = names or [system.name for system in labelled]
+        given = dict(zip(names, labelled, strict=True))
+    elif label_options is not None and label_options != LabelOptions():
+        raise InputError("keys and units of labels, and no labels; name their file with --labels")
     if names:
         chosen = chosen.for_systems(names)
     elif potential.card.knows_atoms_by == "index":
@@ -129,6 +149,8 @@ def validate(
         platform=platform,
         folder=folder,
         resume=resume,
+        teacher=method,
+        progress=progress,
     )
     measured = campaigns.execute(campaign, progress)
     verdicts = judge_all(measured, policies)
@@ -149,11 +171,31 @@ def validate(
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
         provenance={
             **measured.provenance,
-            "command": _command(potential.spec, names, profile, policy, platform, seed),
+            "command": _command(
+                potential.spec,
+                names,
+                profile,
+                policy,
+                platform,
+                seed,
+                _label_words(labels, label_options, method),
+            ),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
     )
     return Validation(judged, measured, folder, tuple(write_reports(judged, folder)))
+
+
+LABEL_WORDS = {
+    "energy_key": "--energy-key",
+    "forces_key": "--forces-key",
+    "energy_unit": "--energy-unit",
+    "force_unit": "--force-unit",
+    "length_unit": "--length-unit",
+    "held_out": "--labels-held-out",
+    "method": "--labels-method",
+}
+"""What the command line calls the fields of `LabelOptions`."""
 
 
 def _fresh_folder(model: str, profile: str) -> Path:
@@ -173,10 +215,26 @@ def _command(
     policy: str | Path,
     platform: str,
     seed: int,
+    others: Sequence[str],
 ) -> str:
     words = ["omm-mlff validate", f"--model {model}"]
     words += [f"--system {system}" for system in systems]
     words += [f"--profile {profile}", f"--policy {policy}"]
     words += [f"--platform {platform}"] if platform != "auto" else []
     words += [f"--seed {seed}"] if seed else []
-    return " ".join(words)
+    return " ".join([*words, *others])
+
+
+def _label_words(
+    labels: str | Path | Mapping[str, Any] | None,
+    options: LabelOptions | None,
+    teacher: ReferenceMethod | None,
+) -> list[str]:
+    words = []
+    if labels is not None:
+        words.append(f"--labels {'ARRAYS' if isinstance(labels, Mapping) else labels}")
+    for key, option in LABEL_WORDS.items():
+        value = getattr(options or LabelOptions(), key)
+        if value != getattr(LabelOptions(), key):
+            words.append(f"{option} {shlex.quote(value)}")
+    return words + ([f"--teacher {teacher.spec}"] if teacher is not None else [])

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from omm_mlff.campaign.references import DISAGREEMENT, disagreement, with_landmarks
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.dynamics.provenance import package_versions
+from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import InputError, OutputExistsError
 from omm_mlff.failures import explain as failures
@@ -58,6 +60,7 @@ class Campaign:
     ----------
     systems : by spec; each is measured once
     runs : in the order of the profile
+    teacher : the reference method that the user has named
     """
 
     potential: Potential
@@ -67,6 +70,7 @@ class Campaign:
     seed: int
     platform: str
     folder: Path
+    teacher: ReferenceMethod | None = None
 
     def run_folder(self, run: PlannedRun) -> Path:
         """Where a planned run lives, however often it is extended."""
@@ -94,12 +98,16 @@ def plan(
     platform: str,
     folder: Path,
     resume: bool,
+    teacher: ReferenceMethod | None = None,
+    progress: Progress | None = None,
 ) -> Campaign:
     """Check that everything asked for can be done, then write down what it is.
 
     Parameters
     ----------
     given : systems that are already loaded, by the name that the profile has for them
+    teacher : asked along the runs, and for the minima, vibrations and torsions of each system
+    progress : told where that takes long
 
     Raises
     ------
@@ -129,7 +137,7 @@ def plan(
             )
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
     campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
-    request = {
+    request: dict[str, Any] = {
         "model": potential.spec,
         "sha256": potential.card.sha256,
         "profile": profile.name,
@@ -138,8 +146,32 @@ def plan(
         "seed": seed,
         "platform": platform,
     }
+    labels = {
+        spec: f"{system.reference.sha256} {system.reference.held_out}"
+        for spec, system in systems.items()
+        if system.reference is not None and system.reference.source
+    }
+    if labels:
+        request["labels"] = labels
+    if teacher is not None:
+        request["teacher"] = [teacher.spec, teacher.potential.card.sha256]
     _claim(folder, request, resume=resume)
-    return campaign
+    if teacher is None:
+        return campaign
+    say = progress or _silent
+    known = {spec: with_landmarks(system, teacher, folder, say) for spec, system in systems.items()}
+    for system in known.values():
+        off = disagreement(system, teacher)
+        if off is not None and off > DISAGREEMENT:
+            log.warning(
+                "notice: the labels of %s differ from %s by %.0f%% of the forces: they are not by "
+                "one method, and along the run the model is held against %s",
+                system.name,
+                teacher.name,
+                100.0 * off,
+                teacher.name,
+            )
+    return dataclasses.replace(campaign, systems=known, teacher=teacher)
 
 
 def execute(campaign: Campaign, progress: Progress | None = None) -> MeasurementFile:
@@ -295,6 +327,7 @@ def _measure(
             evaluator=evaluator,
             seed=campaign.seed,
             reference_energy_kjmol=potential.reference_energy(system),
+            teacher=campaign.teacher,
         )
         purposes = {record.spec.purpose for record in records}
         due = [check for check in checks if _is_due(check, static, purposes)]
@@ -371,7 +404,39 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, A
             system.name: system.reference.method if system.reference else None
             for system in campaign.systems.values()
         },
+        **_user_references(campaign),
     }
+
+
+def _user_references(campaign: Campaign) -> dict[str, Any]:
+    """What the user has brought to compare with, and what was said of it."""
+    found: dict[str, Any] = {}
+    labels = {}
+    for system in campaign.systems.values():
+        reference = system.reference
+        if reference is not None and reference.source:
+            labels[system.name] = {
+                "file": reference.source,
+                "sha256": reference.sha256,
+                "method": reference.method,
+                "n_frames": reference.n_frames,
+                "held_out": f"{reference.held_out} (the user's word)",
+                "zero_of_energy": "a constant for the composition removed",
+            }
+    if labels:
+        found["labels"] = labels
+    if campaign.teacher is not None:
+        card = campaign.teacher.potential.card
+        found["teacher"] = {
+            "spec": campaign.teacher.spec,
+            "name": card.name,
+            "sha256": card.sha256,
+            "labels_differ_from_it_by": {
+                system.name: disagreement(system, campaign.teacher)
+                for system in campaign.systems.values()
+            },
+        }
+    return found
 
 
 def _digest(system: MolecularSystem) -> str:

@@ -28,3 +28,39 @@ def system_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def label_options(command: Command) -> Command:
+    """Energies and forces to compare with, and a method for what no file has."""
+    for option in (
+        click.option(
+            "--labels-method", "method", metavar="NAME", help="The method that made the labels."
+        ),
+        click.option(
+            "--labels-held-out",
+            "held_out",
+            type=click.Choice(["yes", "no", "unknown"]),
+            help="Whether the labels were kept from the model; the report repeats it.",
+        ),
+        click.option("--length-unit", metavar="UNIT", help="Of the labels: angstrom, nm, bohr."),
+        click.option("--force-unit", metavar="UNIT", help="Of the labels, such as eV/angstrom."),
+        click.option(
+            "--energy-unit", metavar="UNIT", help="Of the labels: eV, kJ/mol, kcal/mol, hartree."
+        ),
+        click.option("--forces-key", metavar="KEY", help="What the labels call the forces."),
+        click.option("--energy-key", metavar="KEY", help="What the labels call the energy."),
+        click.option(
+            "--teacher",
+            metavar="SPEC",
+            help="A reference method, written as --model is: asked along the runs, and for "
+            "conformers, torsions and vibrations.",
+        ),
+        click.option(
+            "--labels",
+            metavar="FILE",
+            help="Energies and forces to compare with: extended XYZ, ASE's .db, SPICE's or "
+            "TorchMD-Net's .h5, rMD17's .npz. Without --system its molecules are run.",
+        ),
+    ):
+        command = option(command)
+    return command

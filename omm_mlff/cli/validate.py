@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from omm_mlff.cli.arguments import model_option, system_options
+from omm_mlff.cli.arguments import label_options, model_option, system_options
 
 
 @click.command()
@@ -46,6 +47,7 @@ from omm_mlff.cli.arguments import model_option, system_options
     help="A new folder for runs and reports.  [default: a fresh one under runs/]",
 )
 @click.option("--resume", is_flag=True, help="Go on with the validation that --out holds.")
+@label_options
 @click.option("--seed", default=0, show_default=True, help="Of velocities and random choices.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict.json instead of the table.")
 def validate(
@@ -61,6 +63,7 @@ def validate(
     resume: bool,
     seed: int,
     as_json: bool,
+    **said: str | None,
 ) -> int:
     """Run a model in OpenMM and judge whether it is safe to use.
 
@@ -74,9 +77,14 @@ def validate(
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.report.console import show
     from omm_mlff.systems import with_options
+    from omm_mlff.systems.labels import LabelOptions
     from omm_mlff.validation import validate as run
 
-    if (frame, charge, spin) != (None, None, None) and not systems:
+    labels, teacher = said.pop("labels"), said.pop("teacher")
+    of_labels: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    if not systems and labels is not None and frame is None:
+        of_labels |= {"charge": charge, "spin_multiplicity": spin}
+    elif (frame, charge, spin) != (None, None, None) and not systems:
         raise click.UsageError("--frame, --charge and --spin are of a --system: name one")
     systems = tuple(with_options(s, frame=frame, charge=charge, spin=spin) for s in systems)
 
@@ -90,6 +98,9 @@ def validate(
             out=out,
             resume=resume,
             seed=seed,
+            labels=labels,
+            label_options=LabelOptions(**of_labels),
+            teacher=teacher,
             progress=progress,
         )
     if as_json:

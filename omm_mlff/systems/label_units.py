@@ -62,6 +62,11 @@ SOFTEST, STIFFEST = 10.0, 85.0
 
 _MIN_POINTS = 8
 _MIN_SPREAD_NM = 5.0e-4
+_MAX_FRAMES = 60
+_SAME_NM = 1.0e-4
+_CLOSEST = 20
+_TELLING = 0.85
+"""Of energies and work over the closest pairs; below, the frames are too far apart to tell."""
 _NEAR = 1.6
 """A slope within this factor of 1 is that of the same unit; frames far apart leave it uncertain."""
 
@@ -195,28 +200,28 @@ def energy_slope(positions: Float, energies: Float, forces: Float) -> float | No
     -------
     1 where energies and forces are of one unit; None where frames are too few or too far apart
     """
-    n = min(len(energies), 60)
+    n = min(len(energies), _MAX_FRAMES)
     if n < _MIN_POINTS:
         return None
-    x = positions[:n] - positions[:n].mean(axis=1, keepdims=True)
-    work, rise = [], []
+    chosen = np.linspace(0, len(energies) - 1, n).round().astype(np.int64)
+    x = positions[chosen] - positions[chosen].mean(axis=1, keepdims=True)
+    energy, force = energies[chosen], forces[chosen]
+    pairs = []
     for i in range(n):
         for j in range(i + 1, n):
             turn = _turn(x[j], x[i])
             way = x[j] @ turn - x[i]
-            if np.abs(way).max() < _FAR_NM:
-                work.append(-0.5 * float(((forces[i] + forces[j] @ turn) * way).sum()))
-                rise.append(float(energies[j] - energies[i]))
-    if len(work) < _MIN_POINTS:
+            work = -0.5 * float(((force[i] + force[j] @ turn) * way).sum())
+            if np.abs(way).max() > _SAME_NM:
+                pairs.append((float((way**2).sum()), work, float(energy[j] - energy[i])))
+    if len(pairs) < _MIN_POINTS:
         return None
-    a, b = np.array(work), np.array(rise)
-    correlation = float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum() or 1.0))
-    if abs(correlation) < 0.9:
+    closest = np.array(sorted(pairs)[:_CLOSEST])
+    product = float((closest[:, 1] * closest[:, 2]).sum())
+    squares = (closest[:, 1:] ** 2).sum(axis=0)
+    if abs(product) < _TELLING * math.sqrt(float(squares.prod())) or not squares[0]:
         return None
-    return float((a * b).sum() / (a * a).sum())
-
-
-_FAR_NM = 0.06
+    return product / float(squares[0])
 
 
 def _turn(moved: Float, still: Float) -> Float:

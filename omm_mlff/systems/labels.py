@@ -347,7 +347,7 @@ def _labelled(
         forces=group.forces[frames],
         trajectory=np.zeros(len(frames), dtype=np.int64),
         temperature_K=_temperatures(group)[frames],
-        method=options.method or f"labels of {name}",
+        method=options.method or name,
         source=source,
         sha256=sha256,
         held_out=options.held_out,
