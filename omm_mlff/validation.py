@@ -120,7 +120,7 @@ def validate(
     chosen = load_profile(profile)
     method = None if teacher is None else ReferenceMethod(as_potential(teacher), platform)
     given = {system.name: system for system in systems if isinstance(system, MolecularSystem)}
-    names = [system if isinstance(system, str) else system.name for system in systems]
+    asked = names = [system if isinstance(system, str) else system.name for system in systems]
     if len(set(names)) < len(names) and given:
         raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
     if labels is not None:
@@ -173,7 +173,7 @@ def validate(
             **measured.provenance,
             "command": _command(
                 potential.spec,
-                names,
+                names if labels is None else asked,
                 profile,
                 policy,
                 platform,
@@ -232,9 +232,12 @@ def _label_words(
 ) -> list[str]:
     words = []
     if labels is not None:
-        words.append(f"--labels {'ARRAYS' if isinstance(labels, Mapping) else labels}")
+        file = "ARRAYS" if isinstance(labels, Mapping) else shlex.quote(str(labels))
+        words.append(f"--labels {file}")
     for key, option in LABEL_WORDS.items():
         value = getattr(options or LabelOptions(), key)
         if value != getattr(LabelOptions(), key):
             words.append(f"{option} {shlex.quote(value)}")
-    return words + ([f"--teacher {teacher.spec}"] if teacher is not None else [])
+    if teacher is not None:
+        words.append(f"--teacher {shlex.quote(teacher.spec)}")
+    return words
