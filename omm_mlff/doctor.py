@@ -101,6 +101,7 @@ def examine(folder: Path, time_limit_s: float = TIME_LIMIT_S) -> Iterator[Diagno
         Probe("plugin", look_at_plugin),
         Probe("GPU", look_at_gpu),
         Probe("torch", look_at_torch, isolated=True),
+        Probe("NVRTC", look_at_nvrtc, isolated=True),
         Probe("platforms", look_at_platforms, isolated=True),
     ]
     for probe in first:
@@ -259,36 +260,40 @@ def judge_plugins(installed: Mapping[str, str], has_gpu: bool) -> Diagnosis:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the driver says of one device."""
+    """What the driver says of one device; `capability` is empty where it is too old to tell."""
 
     name: str
     driver: str
     free_MiB: int
     total_MiB: int
+    capability: str = ""
 
 
 def gpus() -> list[Gpu]:
     """The CUDA devices that the driver lists; none where there is no driver."""
     query = "name,driver_version,memory.free,memory.total"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_gpus(done.stdout) if done.returncode == 0 else []
+    for columns in (f"{query},compute_cap", query):  # older drivers do not know the last one
+        try:
+            done = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        if done.returncode == 0:
+            return parse_gpus(done.stdout)
+    return []
 
 
 def parse_gpus(table: str) -> list[Gpu]:
-    """Devices from the driver's table: name, driver, free and total memory in MiB."""
+    """Devices from the driver's table: name, driver, free and total memory in MiB, capability."""
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines()]
     return [
-        Gpu(name, driver, int(free), int(total))
-        for name, driver, free, total in (row for row in rows if len(row) == 4)
+        Gpu(name, driver, int(free), int(total), *capability)
+        for name, driver, free, total, *capability in (row for row in rows if len(row) in (4, 5))
         if free.isdigit() and total.isdigit()
     ]
 
@@ -304,7 +309,11 @@ def judge_gpus(devices: Sequence[Gpu]) -> list[Diagnosis]:
         return [Diagnosis("GPU", "ok", "none found: OpenMM runs on this machine's cores")]
     diagnoses = []
     for gpu in devices:
-        detail = f"{gpu.name}, driver {gpu.driver}, {gpu.free_MiB} of {gpu.total_MiB} MiB free"
+        capability = f", compute capability {gpu.capability}" if gpu.capability else ""
+        detail = (
+            f"{gpu.name}{capability}, driver {gpu.driver}, "
+            f"{gpu.free_MiB} of {gpu.total_MiB} MiB free"
+        )
         if gpu.free_MiB < LITTLE_GPU_MEMORY_MIB:
             remedy = "end what fills it, or use --platform CPU"
             diagnoses.append(Diagnosis("GPU", "warning", detail, remedy))
@@ -366,13 +375,62 @@ def look_at_torch() -> list[Diagnosis]:
     return [Diagnosis("torch loads", "ok", f"CUDA {cuda} computes on {name}")]
 
 
+def look_at_nvrtc() -> list[Diagnosis]:
+    """Whether NVRTC, which comes with torch's CUDA wheels, compiles for the GPUs that are here."""
+    devices = gpus()
+    capabilities = sorted({gpu.capability for gpu in devices} - {""})
+    try:
+        from cuda.bindings import nvrtc  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+        error, major, minor = nvrtc.nvrtcVersion()
+        _, architectures = nvrtc.nvrtcGetSupportedArchs()
+    except (ImportError, OSError, RuntimeError) as missing:
+        return [judge_nvrtc("", [], capabilities, str(missing), has_gpu=bool(devices))]
+    failure = "" if int(error) == 0 else f"NVRTC answers with error {int(error)}"
+    known = [str(architecture) for architecture in architectures]
+    return [judge_nvrtc(f"{major}.{minor}", known, capabilities, failure, has_gpu=bool(devices))]
+
+
+def judge_nvrtc(
+    version: str,
+    architectures: Sequence[str],
+    capabilities: Sequence[str],
+    failure: str,
+    *,
+    has_gpu: bool,
+) -> Diagnosis:
+    """Whether the compiler of CUDA kernels serves the devices.
+
+    Parameters
+    ----------
+    version, architectures : of NVRTC, and what it compiles for, such as "90"
+    capabilities : of the devices, such as "9.0"
+    failure : why it cannot be asked; empty where it can
+    """
+    if failure:
+        if not has_gpu:
+            return Diagnosis("NVRTC", "ok", f"not here ({failure}); no GPU here needs it")
+        remedy = "install a torch built with CUDA: pip install 'omm-mlff[cuda13]' (or [cuda12])"
+        return Diagnosis("NVRTC", "warning", f"not here: {failure}", remedy)
+    unknown = [one for one in capabilities if one.replace(".", "") not in architectures]
+    if unknown:
+        detail = f"{version} does not compile for compute capability {', '.join(unknown)}"
+        remedy = (
+            "install a torch for that GPU; CUDA kernels are left out, TorchForce still computes"
+        )
+        return Diagnosis("NVRTC", "warning", detail, remedy)
+    known = sorted(map(int, architectures))
+    return Diagnosis("NVRTC", "ok", f"{version} compiles for sm_{known[0]} to sm_{known[-1]}")
+
+
 def look_at_platforms() -> list[Diagnosis]:
     """Which platforms OpenMM has loaded, and why the others failed to."""
-    import torch  # noqa: F401  the plugin's libraries find torch's only once it is loaded
     from openmm import Platform
 
+    from omm_mlff.forces.plugin import load_failures
+
+    failures = load_failures()  # it imports torch, which the plugin's libraries need
     names = [Platform.getPlatform(i).getName() for i in range(Platform.getNumPlatforms())]
-    failures = Platform.getPluginLoadFailures()
     return judge_platforms(names, failures, has_gpu=bool(gpus()))
 
 
@@ -432,10 +490,12 @@ def look_at_torch_force(platform: str) -> list[Diagnosis]:
     import warnings
 
     import numpy as np
-    import openmm
     import torch
 
+    import openmm  # isort: skip  after torch, which its plugins need
+
     from omm_mlff.errors import MissingPackageError
+    from omm_mlff.forces.gpu_faults import gpu_fault
     from omm_mlff.forces.plugin import load_plugin
 
     class Spring(torch.nn.Module):
@@ -455,9 +515,12 @@ def look_at_torch_force(platform: str) -> list[Diagnosis]:
     positions = np.linspace(-0.2, 0.3, 15).reshape(5, 3)
     try:
         energy, forces = _evaluated(force, positions, platform)
-    except openmm.OpenMMException as error:
+    except (openmm.OpenMMException, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         status: Status = "failed" if platform in ("Reference", "CPU") else "warning"
+        fault = None if status == "failed" else gpu_fault(str(error))
+        if fault is not None:
+            return [Diagnosis(subject, status, f"{fault.cause} ({first})", fault.remedy)]
         return [Diagnosis(subject, status, first, _remedy_for(first, platform))]
     return [judge_spring(subject, positions, energy, forces)]
 
@@ -470,7 +533,7 @@ def look_at_python_force() -> list[Diagnosis]:
     subject = "PythonForce"
     if not hasattr(openmm, "PythonForce"):
         detail = f"OpenMM {openmm.Platform.getOpenMMVersion()} has none: no fallback"
-        return [Diagnosis(subject, "warning", detail, "pip install 'openmm>=8.4'")]
+        return [Diagnosis(subject, "warning", detail, "pip install 'openmm>=8.5'")]
 
     def spring(state: openmm.State) -> tuple[float, Any]:
         x = np.array(state.getPositions(asNumpy=True)._value)

@@ -85,10 +85,12 @@ class MissingPackageError(InputError):
     package : the module that could not be imported
     purpose : what it is needed for
     install : the command that brings it
+    why : where it is installed, why it does not load all the same
     """
 
-    def __init__(self, package: str, purpose: str, install: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed; run: {install}")
+    def __init__(self, package: str, purpose: str, install: str, why: str = "") -> None:
+        state = f"is installed and does not load ({why})" if why else "is not installed"
+        super().__init__(f"{purpose} needs {package}, which {state}; run: {install}")
 
 
 class OutputExistsError(InputError):

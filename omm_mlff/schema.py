@@ -150,7 +150,7 @@ class ReferenceLandmarks:
     method: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MolecularSystem:
     """A molecule or box that a potential is asked to serve.
 
@@ -182,6 +182,11 @@ class MolecularSystem:
     reference: ReferenceLabels | None = None
     landmarks: ReferenceLandmarks | None = None
     spin_multiplicity: int = 1
+
+    def __repr__(self) -> str:
+        box = "periodic" if self.periodic else "in vacuum"
+        labels = self.reference.n_frames if self.reference is not None else "no"
+        return f"<MolecularSystem {self.name}: {self.n_atoms} atoms, {box}, {labels} labels>"
 
     @property
     def n_atoms(self) -> int:

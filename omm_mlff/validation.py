@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omm_mlff.campaign.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
 from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.errors import InputError
+from omm_mlff.forces.platforms import device_asked
 from omm_mlff.potentials.registry import as_potential
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
@@ -32,8 +34,11 @@ from omm_mlff.verdict.measurement_file import MeasurementFile
 from omm_mlff.verdict.policies import load_policy
 from omm_mlff.verdict.profiles import load_profile
 
+SystemLike = str | os.PathLike[str] | MolecularSystem
+"""What `validate` takes for a system: a shipped name, a file, or a system that is loaded."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Validation:
     """What a validation came to.
 
@@ -65,6 +70,11 @@ class Validation:
         """What its failures come from, the most fundamental cause first."""
         return self.judged.diagnosis
 
+    def __repr__(self) -> str:
+        judged = self.judged
+        name = judged.model["name"]
+        return f"<Validation of {name}, {judged.profile}: {self.verdict.name}, in {self.folder}>"
+
     @property
     def exit_code(self) -> int:
         """Of `omm-mlff validate`."""
@@ -74,10 +84,11 @@ class Validation:
 def validate(
     model: Any,
     *,
-    systems: Sequence[str | MolecularSystem] = (),
+    systems: SystemLike | Iterable[SystemLike] = (),
     profile: str | Path = "quick",
     policy: str | Path = "strict",
     platform: str = "auto",
+    allow_fallback: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -92,11 +103,14 @@ def validate(
     ----------
     model : a model spec such as "tiny" or a checkpoint's folder, a Potential, or what a model
         source takes: an ASE calculator, a TorchScript module, an openmm.System
-    systems : in place of the profile's: shipped names, structure files, `water-box:N`, or systems
-        already loaded, each under its own name
+    systems : in place of the profile's, one or many: shipped names, structure files, `water-box:N`,
+        or systems already loaded, each under its own name
     profile : a shipped name, or the path of a TOML file
     policy : likewise; its verdict counts, and its undecided runs are the ones that are extended
-    platform : of OpenMM, or "auto"
+    platform : of OpenMM, or "auto": the faster one for this potential, system by system. One device
+        of several is taken inside `forces.platforms.on_device`
+    allow_fallback : where a platform is named, go on through a PythonForce, which computes on the
+        host, if TorchForce cannot be had; otherwise that is an error
     out : a new folder; by default a fresh one under `runs/`
     resume : go on with what `out` holds
     seed : of velocities and of every random choice in the checks
@@ -116,11 +130,17 @@ def validate(
     InputError : what was asked for cannot be done as asked
     ValidationFailure : the validation itself failed; this says nothing about the model
     """
+    if resume and (out is None or not Path(out).is_dir()):
+        raise InputError(
+            f"there is nothing to go on with in {out}; name the folder of an earlier "
+            "validation, or leave --resume out"
+        )
     potential = as_potential(model)
     chosen = load_profile(profile)
     method = None if teacher is None else ReferenceMethod(as_potential(teacher), platform)
-    given = {system.name: system for system in systems if isinstance(system, MolecularSystem)}
-    asked = names = [system if isinstance(system, str) else system.name for system in systems]
+    asked = [systems] if isinstance(systems, str | os.PathLike | MolecularSystem) else list(systems)
+    given = {system.name: system for system in asked if isinstance(system, MolecularSystem)}
+    said = names = [s.name if isinstance(s, MolecularSystem) else os.fspath(s) for s in asked]
     if len(set(names)) < len(names) and given:
         raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
     if labels is not None:
@@ -149,6 +169,7 @@ def validate(
         platform=platform,
         folder=folder,
         resume=resume,
+        allow_fallback=allow_fallback,
         teacher=method,
         progress=progress,
     )
@@ -173,12 +194,15 @@ def validate(
             **measured.provenance,
             "command": _command(
                 potential.spec,
-                names if labels is None else asked,
+                names if labels is None else said,
                 profile,
                 policy,
                 platform,
                 seed,
-                _label_words(labels, label_options, method),
+                [
+                    *["--allow-fallback"] * allow_fallback,
+                    *_label_words(labels, label_options, method),
+                ],
             ),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
@@ -221,6 +245,7 @@ def _command(
     words += [f"--system {system}" for system in systems]
     words += [f"--profile {profile}", f"--policy {policy}"]
     words += [f"--platform {platform}"] if platform != "auto" else []
+    words += [f"--device {device_asked()}"] if device_asked() is not None else []
     words += [f"--seed {seed}"] if seed else []
     return " ".join([*words, *others])
 

@@ -88,13 +88,35 @@ class SpringEngine(nn.Module):
             raise ValueError("a pair is too long")
         energies = 0.5 * self.stiffness * ((d - self.rest) ** 2).sum(1)
         pull = self.stiffness * (d - self.rest).unsqueeze(-1) * r / d.unsqueeze(-1)
-        forces = torch.zeros_like(x).index_add(1, self.i, pull).index_add(1, self.j, -pull)
+        forces = (
+            torch.zeros_like(x, dtype=pull.dtype)
+            .index_add(1, self.i, pull)
+            .index_add(1, self.j, -pull)
+        )
         may_break = self.breaks_at > 0.0 and self.breaks_copy < self.n_copies
         if may_break and bool((d[self.breaks_copy] > self.breaks_at).any()):
             energies = energies.clone()
             energies[self.breaks_copy] = float("nan")
             forces[self.breaks_copy] = float("nan")
         return energies, self.force_scale * forces.reshape(positions.shape)
+
+
+def context_of(force, system, n_copies=1, platform="Reference", properties=None):
+    """Copies of a molecule under one Force, every bond three percent too long, at rest."""
+    openmm_system = openmm.System()
+    for mass in np.tile(system.masses, n_copies):
+        openmm_system.addParticle(float(mass))
+    openmm_system.addForce(force)
+    context = openmm.Context(
+        openmm_system,
+        openmm.VerletIntegrator(0.0005),
+        openmm.Platform.getPlatformByName(platform),
+        properties or {},
+    )
+    stretched = np.tile(system.positions * 1.03, (n_copies, 1))
+    context.setPositions(stretched)
+    context.setVelocities(np.zeros_like(stretched))
+    return context
 
 
 class SpringPotential:

@@ -176,6 +176,40 @@ def test_the_drivers_table_is_read() -> None:
     assert doctor.parse_gpus("Some GPU, 1.0, [N/A], [N/A]\n") == []
 
 
+def test_the_drivers_table_tells_the_compute_capability() -> None:
+    (gpu,) = doctor.parse_gpus("NVIDIA H100 80GB HBM3, 580.82.07, 80994, 81559, 9.0\n")
+    assert gpu.capability == "9.0"
+    (found,) = doctor.judge_gpus([gpu])
+    assert found.detail == (
+        "NVIDIA H100 80GB HBM3, compute capability 9.0, driver 580.82.07, 80994 of 81559 MiB free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "failure", "has_gpu", "status", "words"),
+    [
+        ("9.0", "", True, "ok", "13.0 compiles for sm_75 to sm_121"),
+        ("12.9", "", True, "warning", "does not compile for compute capability 12.9"),
+        ("", "No module named 'cuda'", False, "ok", "no GPU here needs it"),
+        ("9.0", "No module named 'cuda'", True, "warning", "not here: No module"),
+    ],
+)
+def test_the_compiler_of_kernels_must_know_the_gpu(
+    capability: str, failure: str, has_gpu: bool, status: str, words: str
+) -> None:
+    capabilities = [capability] if capability else []
+    known = ["90", "75", "121"]
+    found = doctor.judge_nvrtc("13.0", known, capabilities, failure, has_gpu=has_gpu)
+    assert (found.status, words in found.detail) == (status, True)
+    assert bool(found.remedy) == (status != "ok")
+
+
+def test_the_compiler_of_kernels_is_asked() -> None:
+    (found,) = doctor.look_at_nvrtc()
+    assert found.subject == "NVRTC"
+    assert found.status == "ok", found
+
+
 def test_a_full_gpu_is_a_warning() -> None:
     found = doctor.judge_gpus(doctor.parse_gpus(NVIDIA_SMI))
     assert [row.status for row in found] == ["ok", "warning"]
@@ -187,7 +221,14 @@ def test_no_gpu_is_no_failure() -> None:
     assert [row.status for row in doctor.judge_gpus([])] == ["ok"]
 
 
-@pytest.mark.parametrize(("script", "count"), [("echo 'A GPU, 1.2, 3, 4'", 1), ("exit 9", 0)])
+@pytest.mark.parametrize(
+    ("script", "count"),
+    [
+        ("echo 'A GPU, 1.2, 3, 4, 9.0'", 1),
+        ("case $1 in *compute_cap*) exit 2;; esac; echo 'A GPU, 1.2, 3, 4'", 1),
+        ("exit 9", 0),
+    ],
+)
 def test_the_driver_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, count: int
 ) -> None:

@@ -193,6 +193,33 @@ def test_bad_input_is_noticed_before_anything_runs(profile, tmp_path):
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
+def test_resuming_what_is_not_there_is_an_error(profile, tmp_path):
+    with pytest.raises(InputError, match=r"there is nothing to go on with in .*typo"):
+        validate(SpringPotential(), profile=profile, out=tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_one_system_need_not_be_put_into_a_list(finished, tmp_path):
+    from omm_mlff import load_system
+
+    profile = tmp_path / "short.toml"
+    profile.write_text('title = "short"\nstatic_systems = ["water"]\n')
+    found = [
+        validate("ultra-tiny", systems=given, profile=profile, out=tmp_path / str(i))
+        for i, given in enumerate(("water", ["water"], load_system("water")))
+    ]
+    criteria = [[f.criterion for f in one.verdict.findings] for one in found]
+    assert criteria == [criteria[0]] * 3
+    assert criteria[0]
+
+
+def test_what_a_validation_prints_is_one_line(finished):
+    line = repr(finished)
+    assert line.startswith("<Validation of ")
+    assert finished.verdict.name in line
+    assert len(line) < 200
+
+
 def test_a_users_own_file_has_no_labels_and_the_report_says_so(tmp_path, profile):
     xyz = tmp_path / "mine.xyz"
     xyz.write_text("3\nwater\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n")

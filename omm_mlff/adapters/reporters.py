@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +36,10 @@ _COPIED_FRAMES = 256
 class TrajectoryReporter:
     """Writes energies, forces, positions and velocities in MDTraj's HDF5 layout, in float64.
 
-    The file appears under its name when the reporter is closed (or goes out of a `with`). Before,
-    closed segments lie in `NAME.parts`, each of at most 30 s of running or 10,000 frames: that is
-    what a kill leaves. `mdtraj.load` and `omm-mlff convert` read them, and a reporter with `append`
-    goes on from them.
+    The file appears under its name when the reporter is closed, goes out of a `with`, or goes away:
+    with the last name for it, or with the interpreter. Before, closed segments lie in `NAME.parts`,
+    each of at most 30 s of running or 10,000 frames: that is what a kill leaves. `mdtraj.load` and
+    `omm-mlff convert` read them, and a reporter with `append` goes on from them.
 
     Every report asks the Context for energy and forces, which evaluates the model once more than
     stepping does: `simulate` records every step without that. Positions are as the Context has
@@ -75,6 +78,16 @@ class TrajectoryReporter:
         self._segment_began = 0.0
         self._n_in_segment = 0
         self._index = 0
+        # Nobody closes a reporter of OpenMM's, and nobody need close this one. It comes before
+        # PyTables closes every file at exit: what is registered later runs earlier.
+        atexit.register(_close_if_there, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        return f"<TrajectoryReporter {self.file}: every {self.interval} steps>"
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # half made, or at the interpreter's end
+            self.close()
 
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         """What OpenMM asks a reporter before it steps on."""
@@ -239,6 +252,9 @@ class StabilityReporter:
         if self.file is not None and self.file.exists():
             raise OutputExistsError(f"{self.file} is already there; choose another name")
 
+    def __repr__(self) -> str:
+        return f"<StabilityReporter every {self.interval} steps: {len(self.events)} events>"
+
     def describeNextReport(self, simulation: Any) -> dict[str, Any]:
         """What OpenMM asks a reporter before it steps on."""
         if self._watch is None:
@@ -364,6 +380,12 @@ class _PartialWatch(Watch):
 
     def _name(self, atom: int) -> str:
         return f"{self.symbols[atom]}{self.atoms[atom]}"
+
+
+def _close_if_there(reporter: weakref.ref[TrajectoryReporter]) -> None:
+    there = reporter()
+    if there is not None:
+        there.close()
 
 
 def _part_of(topology: app.Topology, atoms: NDArray[np.int64], periodic: bool) -> MolecularSystem:

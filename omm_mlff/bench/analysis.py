@@ -137,7 +137,7 @@ def run_and_analyse(
             first.append((done, total, time.perf_counter()))
 
     with tempfile.TemporaryDirectory(prefix="omm-mlff-bench-") as folder:
-        simulate(spec, potential, system, Path(folder) / "run", progress=note)
+        simulate(spec, potential, system, Path(folder) / "run", allow_fallback=True, progress=note)
         ended = time.perf_counter()
         raise_where_one_was_stopped(Path(folder) / "run", potential, system)
         done, total, began = first[0]

@@ -29,6 +29,7 @@ from omm_mlff.bench.timing import (
     time_ways,
 )
 from omm_mlff.bench.ways import Recorded, Unrecorded, Yardstick
+from omm_mlff.dynamics.platform_choice import AUTO, choose, refuse_fallback, why_not_meant
 from omm_mlff.errors import (
     AnalysisError,
     InputError,
@@ -36,7 +37,7 @@ from omm_mlff.errors import (
     OmmMlffError,
     ValidationFailure,
 )
-from omm_mlff.forces.platforms import choose_platform
+from omm_mlff.forces.platforms import GPU_PLATFORMS, choose_platform
 from omm_mlff.potentials.base import Potential
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.potentials.student import StudentPotential
@@ -88,6 +89,7 @@ def run_bench(
     platform: str = "auto",
     precision: Precision = "double",
     n_threads: int | None = None,
+    allow_fallback: bool = False,
     effort: Effort | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def run_bench(
     sizes : atoms of the water boxes on which growth with the size is measured; none by default
     n_threads : of the compiled engine; by default what the user chose, else every core. Torch
         always runs on one: a small network gains nothing from more
+    allow_fallback : see `simulate`
     effort : how long it may take
 
     Returns
@@ -129,6 +132,7 @@ def run_bench(
         reason = potential.unsupported(system)
         if reason:
             raise InputError(f"{potential.card.name} cannot serve {system.name}: {reason}")
+        refuse_fallback(potential, system, platform, allowed=allow_fallback)
     with _threads(n_threads):
         return _run(
             subjects, loaded, others, boxes, models, n_replicas, platform, precision, chosen, say
@@ -148,7 +152,7 @@ def _run(
     say: Progress,
 ) -> dict[str, Any]:
     busy = busy_now()
-    chosen = choose_platform(platform, max(system.n_atoms for system in systems.values()))
+    chosen, notices = _platform(subjects, systems, n_replicas, platform, precision)
     reasons = []
     if busy > BUSY_LIMIT:
         reasons.append(
@@ -156,6 +160,7 @@ def _run(
             f"(wanted {BUSY_LIMIT:.0%} or less)"
         )
     origin = documents.provenance(chosen, precision, effort.n_rounds, effort.block_s)
+    origin["notices"] = notices
     results: list[dict[str, Any]] = []
     points: list[Point] = []
     for potential, name in subjects:
@@ -179,6 +184,25 @@ def _run(
         "scaling": scaling,
         "pareto": _pareto(list(unique.values())),
     }
+
+
+def _platform(
+    subjects: Sequence[tuple[Potential, str]],
+    systems: Mapping[str, MolecularSystem],
+    n_replicas: int,
+    requested: str,
+    precision: Precision,
+) -> tuple[str, list[str]]:
+    """Where everything is timed, decided for the largest system, and what is to be known of it."""
+    potential, name = max(subjects, key=lambda subject: systems[subject[1]].n_atoms)
+    system = systems[name]
+    chosen = choose_platform(requested, system.n_atoms)
+    fallback = {why for one, _ in subjects if (why := why_not_meant(one, system))}
+    if requested != AUTO or chosen not in GPU_PLATFORMS:
+        return chosen, sorted(fallback)
+    many = min(n_replicas, potential.capabilities(system).max_replicas)
+    choice = choose(potential, system, n_replicas=many, precision=precision)
+    return choice.platform, [*choice.notices, *sorted(fallback)]
 
 
 @contextlib.contextmanager

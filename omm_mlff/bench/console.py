@@ -22,6 +22,8 @@ def show(document: dict[str, Any], console: Console | None = None) -> None:
         f"medians of {origin['rounds']} rounds",
         highlight=False,
     )
+    for notice in origin.get("notices", []):
+        out.print(f"notice: {notice}", highlight=False)
     for result in document["results"]:
         _result(result, out)
     for growth in document["scaling"]:

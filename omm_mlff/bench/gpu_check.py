@@ -33,6 +33,7 @@ _MAIN = "import sys; from omm_mlff.cli.main import main; sys.exit(main(sys.argv[
 _TAIL = 4000
 _GRACE_S = 5.0
 _TESTS_FILE = "junit.xml"
+_MARK = "mark.cuda"
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,23 @@ def parts(folder: Path, platform: str) -> list[Part]:
     def module(name: str, *words: str) -> tuple[str, ...]:
         return ("-m", f"omm_mlff.bench.{name}", *words)
 
-    tests = Path(__file__).resolve().parents[2] / "tests"
     found = [
         Part("doctor", cli("doctor", "--json"), 40.0),
         Part(
             "tests",
             (
-                *("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", str(tests)),
+                *("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "--durations=8"),
                 f"--junitxml={folder / 'tests' / _TESTS_FILE}",
+                *files_with_cuda_tests(),
             ),
             120.0,
             _TESTS_FILE,
+        ),
+        Part(
+            "engine",
+            module("device_engine", "--limit-s", "55", "--out", str(folder / "engine")),
+            60.0,
+            "device_engine.json",
         ),
     ]
     found += [
@@ -139,6 +146,13 @@ def parts(folder: Path, platform: str) -> list[Part]:
         )
     )
     return found
+
+
+def files_with_cuda_tests() -> list[str]:
+    """Test files of this checkout in which some test is marked `cuda`; others need not be read."""
+    tests = Path(__file__).resolve().parents[2] / "tests"
+    found = sorted(tests.rglob("test_*.py"))
+    return [str(path) for path in found if _MARK in path.read_text(encoding="utf-8")]
 
 
 def run_part(part: Part, folder: Path, limit_s: float) -> Outcome:

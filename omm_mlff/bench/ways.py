@@ -279,6 +279,7 @@ class Recorded:
                     self.potential,
                     self.system,
                     self.folder / "run",
+                    allow_fallback=True,  # who calls has decided that
                     progress=self._progress,
                 )
         except BaseException as error:

@@ -26,6 +26,12 @@ from omm_mlff.campaign.references import DISAGREEMENT, disagreement, with_landma
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
 from omm_mlff.dynamics.evaluator import Evaluator
+from omm_mlff.dynamics.platform_choice import (
+    AUTO,
+    refuse_fallback,
+    require_recorded,
+    where_runs_are,
+)
 from omm_mlff.dynamics.provenance import package_versions
 from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.dynamics.simulate import simulate
@@ -35,6 +41,7 @@ from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.threads import threads_for
 from omm_mlff.potentials.base import Potential, refuse_unsupported
 from omm_mlff.potentials.bound_to_systems import bound
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunSpec, Where
@@ -70,6 +77,7 @@ class Campaign:
     seed: int
     platform: str
     folder: Path
+    allow_fallback: bool = False
     teacher: ReferenceMethod | None = None
 
     def run_folder(self, run: PlannedRun) -> Path:
@@ -98,6 +106,7 @@ def plan(
     platform: str,
     folder: Path,
     resume: bool,
+    allow_fallback: bool = False,
     teacher: ReferenceMethod | None = None,
     progress: Progress | None = None,
 ) -> Campaign:
@@ -106,6 +115,7 @@ def plan(
     Parameters
     ----------
     given : systems that are already loaded, by the name that the profile has for them
+    allow_fallback : see `simulate`
     teacher : asked along the runs, and for the minima, vibrations and torsions of each system
     progress : told where that takes long
 
@@ -125,6 +135,7 @@ def plan(
     potential = bound(potential, systems.values())
     for system in systems.values():
         refuse_unsupported(potential, system)
+        refuse_fallback(potential, system, platform, allowed=allow_fallback)
         if potential.card.knows_atoms_by == "index" and (
             system.charge or system.spin_multiplicity != 1
         ):
@@ -136,10 +147,12 @@ def plan(
                 system.spin_multiplicity,
             )
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
-    campaign = Campaign(potential, profile, systems, profile.runs, seed, platform, folder)
+    campaign = Campaign(
+        potential, profile, systems, profile.runs, seed, platform, folder, allow_fallback
+    )
     request: dict[str, Any] = {
         "model": potential.spec,
-        "sha256": potential.card.sha256,
+        "sha256": content_hash(potential),
         "profile": profile.name,
         "systems": {spec: _digest(system) for spec, system in systems.items()},
         "runs": [dataclasses.asdict(run) for run in profile.runs],
@@ -154,8 +167,11 @@ def plan(
     if labels:
         request["labels"] = labels
     if teacher is not None:
-        request["teacher"] = [teacher.spec, teacher.potential.card.sha256]
+        request["teacher"] = [teacher.spec, content_hash(teacher.potential)]
     _claim(folder, request, resume=resume)
+    if platform == AUTO:
+        for record in _begun(campaign):
+            require_recorded(record.folder, str(record.provenance["platform"]))
     if teacher is None:
         return campaign
     say = progress or _silent
@@ -285,6 +301,7 @@ def _simulate(campaign: Campaign, run: PlannedRun, say: Progress, factor: int = 
         system,
         folder,
         resume=True,
+        allow_fallback=campaign.allow_fallback,
         progress=lambda done, total: say(label, done, total),
     )
 
@@ -314,11 +331,12 @@ def _measure(
     records = tuple(
         RunRecord.open(campaign.run_folder(run)) for run in campaign.runs if run.system == spec
     )
+    used = [str(record.provenance["platform"]) for record in records]
     static = spec in campaign.profile.static_systems
     measurements: list[Measurement] = []
     with (
         threads_for(system.n_atoms),
-        Evaluator(potential, system, campaign.platform) as evaluator,
+        Evaluator(potential, system, where_runs_are(campaign.platform, used)) as evaluator,
     ):
         evidence = Evidence(
             system=system,
@@ -341,6 +359,12 @@ def _measure(
             ]
         say(f"{system.name}: checks", len(due), len(due))
     return measurements
+
+
+def _begun(campaign: Campaign) -> list[RunRecord]:
+    """The runs of which something is there."""
+    folders = [campaign.run_folder(run) for run in campaign.runs]
+    return [RunRecord.open(folder) for folder in folders if (folder / rundir.STATUS_FILE).exists()]
 
 
 def _is_due(check: Check, static: bool, purposes: Set[str]) -> bool:
@@ -392,6 +416,7 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> dict[str, A
         "force": first.get("force"),
         "engine": first.get("engine"),
         "recording": first.get("recording"),
+        "notices": sorted({line for row in records for line in row.provenance.get("notices", [])}),
         "seed": campaign.seed,
         "runs": {
             record.spec.name: {
@@ -445,6 +470,8 @@ def _digest(system: MolecularSystem) -> str:
     box = np.zeros(0) if system.box_vectors is None else system.box_vectors
     for array in (system.species, system.masses, system.positions, system.bonds, box):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if system.charge or system.spin_multiplicity != 1:
+        digest.update(f"{system.charge} {system.spin_multiplicity}".encode())
     return digest.hexdigest()
 
 
@@ -457,7 +484,9 @@ def _claim(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
                 "or another --out"
             )
         found = rundir.read_json(path)
-        different = sorted(key for key in request if found.get(key) != request[key])
+        # Where it is computed may change: what was begun goes on where it was, or where asked.
+        kept = request.keys() - {"platform"}
+        different = sorted(key for key in kept if found.get(key) != request[key])
         if different:
             raise OutputExistsError(
                 f"{folder} holds another validation (different: {', '.join(different)}); "

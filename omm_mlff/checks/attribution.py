@@ -312,7 +312,7 @@ def _repeated_slopes(spec: RunSpec, potential: Potential, evidence: Evidence) ->
     from omm_mlff.dynamics.simulate import simulate
 
     with tempfile.TemporaryDirectory(prefix="omm-mlff-attribution-") as folder:
-        run = simulate(spec, potential, evidence.system, Path(folder) / "run")
+        run = simulate(spec, potential, evidence.system, Path(folder) / "run", allow_fallback=True)
         samples, _ = usable_replicas(run)
         slopes = [_slope(drift.energies(run, sample)) for sample in samples]
     return [slope for slope in slopes if slope is not None]

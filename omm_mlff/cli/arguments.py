@@ -18,6 +18,20 @@ model_option = click.option(
     "?name=value&name=value. `omm-mlff models` lists them all.",
 )
 
+device_option = click.option(
+    "--device",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --platform CUDA or OpenCL: the device to compute on, as nvidia-smi counts them.",
+)
+
+allow_fallback_option = click.option(
+    "--allow-fallback",
+    is_flag=True,
+    help="Where --platform names one and TorchForce cannot be had, go on through OpenMM's "
+    "PythonForce, which computes on the host.",
+)
+
 
 def system_options(command: Command) -> Command:
     """What a structure file leaves open: which of its structures, charge, spin."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from omm_mlff.cli.arguments import allow_fallback_option, device_option
+
 
 def _counts(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     """Numbers of atoms, separated by commas."""
@@ -50,6 +52,8 @@ def _counts(context: click.Context, option: click.Parameter, text: str | None) -
     help="Also measure growth with the size, on periodic boxes of water of so many atoms.",
 )
 @click.option("--platform", default="auto", show_default=True)
+@device_option
+@allow_fallback_option
 @click.option(
     "--precision",
     default="double",
@@ -81,6 +85,8 @@ def bench(
     replicas: int,
     sizes: tuple[int, ...],
     platform: str,
+    device: int | None,
+    allow_fallback: bool,
     precision: str,
     threads: int | None,
     quick: bool,
@@ -103,12 +109,13 @@ def bench(
     from omm_mlff.bench.picture import save_all
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.errors import MissingPackageError, OutputExistsError
+    from omm_mlff.forces.platforms import on_device
 
     old = read(earlier) if earlier is not None else None
     folder = out if out is not None else _fresh_folder()
     if (folder / "bench.json").exists():
         raise OutputExistsError(f"{folder} holds a benchmark; take another --out")
-    with shown_progress() as progress:
+    with shown_progress() as progress, on_device(platform, device):
         document = run_bench(
             models,
             systems or ("water", "alanine"),
@@ -118,6 +125,7 @@ def bench(
             platform=platform,
             precision=precision,  # type: ignore[arg-type]  # click has checked the choice
             n_threads=threads,
+            allow_fallback=allow_fallback,
             effort=QUICK if quick else Effort(),
             progress=progress,
         )

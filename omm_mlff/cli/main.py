@@ -9,13 +9,14 @@ returns its exit code, or None for 0. Nothing heavy is imported before a subcomm
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 import click
 
@@ -42,6 +43,50 @@ COMMANDS = {
     "doctor": "Check that this installation can run what it is asked to.",
 }
 """Name of each subcommand and the line that stands for it in the list."""
+
+
+class Unbreakable:
+    """A standard stream whose reader may go away: what it would have read is then dropped.
+
+    `omm-mlff validate ... | head -3` goes on to its verdict and ends in the verdict's exit code.
+
+    Parameters
+    ----------
+    stream : where everything goes while somebody reads it
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop what nobody reads any more."""
+        self._or_drop(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is held, or drop it."""
+        self._or_drop(self._stream.flush)
+
+    def _or_drop(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            _discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _unbreakable_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        stream if stream is None else Unbreakable(stream) for stream in before
+    )
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 class LazyGroup(click.Group):
@@ -106,9 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context: click.Context | None = None
     try:
         # Not click's own `main`: it ends a broken pipe in 1, which means REJECTED here.
-        with command_line.make_context("omm-mlff", words) as context:
+        with _unbreakable_streams(), command_line.make_context("omm-mlff", words) as context:
             code = command_line.invoke(context)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return _flushed(stop.exit_code)
     except click.ClickException as error:
@@ -120,9 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OmmMlffError as error:
         _explain(error, str(error), context)
         return error.exit_code
-    except BrokenPipeError:
-        _discard(sys.stdout)
-        return FAILED
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             return _unexpected()
@@ -137,9 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
     except OSError as error:
-        if error.errno != errno.EPIPE:
-            click.echo(f"error: {_storage_failure(error)}", err=True)
+        click.echo(f"error: {_storage_failure(error)}", err=True)
         _discard(sys.stdout)
         return FAILED
     return code

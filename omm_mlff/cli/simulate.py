@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from omm_mlff.cli.arguments import model_option, system_options
+from omm_mlff.cli.arguments import (
+    allow_fallback_option,
+    device_option,
+    model_option,
+    system_options,
+)
+
+NONE_CAME_THROUGH = 4
 
 
 @click.command()
@@ -27,6 +34,8 @@ from omm_mlff.cli.arguments import model_option, system_options
 @click.option("--stride", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--platform", default="auto", show_default=True)
+@device_option
+@allow_fallback_option
 @click.option(
     "--precision",
     default="double",
@@ -57,14 +66,21 @@ def simulate(
     stride: int,
     seed: int,
     platform: str,
+    device: int | None,
+    allow_fallback: bool,
     precision: str,
     out: Path,
     resume: bool,
-) -> None:
-    """Run dynamics with a model and record energies and forces at every step."""
+) -> int:
+    """Run dynamics with a model and record energies and forces at every step.
+
+    Exit codes: 0 done, 2 bad input, 4 no replica came through (or the simulation itself failed),
+    130 interrupted.
+    """
     from omm_mlff.cli.output import models_print_to_stderr
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.dynamics.simulate import simulate as run
+    from omm_mlff.forces.platforms import on_device
     from omm_mlff.potentials.registry import load_potential
     from omm_mlff.schema import RunSpec
     from omm_mlff.systems import load_system, with_options
@@ -84,7 +100,7 @@ def simulate(
         ensemble=ensemble,
         purpose="thermostat" if ensemble == "nvt" else "production",
     )
-    with models_print_to_stderr(), shown_progress() as progress:
+    with models_print_to_stderr(), shown_progress() as progress, on_device(platform, device):
         potential, molecular_system = load_potential(model), load_system(system)
         record = run(
             spec,
@@ -92,9 +108,13 @@ def simulate(
             molecular_system,
             out,
             resume=resume,
+            allow_fallback=allow_fallback,
             progress=lambda done, total: progress(spec.name, done, total),
         )
     for replica, event in sorted(record.events.items()):
         click.echo(f"replica {replica} stopped at {event.time_ps:g} ps: {event.detail}")
+    for notice in record.provenance.get("notices", []):
+        click.echo(f"notice: {notice}")
     whole = record.n_replicas - len(record.events)
     click.echo(f"{whole} of {record.n_replicas} replicas ran to {spec.length_ps:g} ps; see {out}")
+    return 0 if whole else NONE_CAME_THROUGH

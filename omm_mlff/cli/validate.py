@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from omm_mlff.cli.arguments import label_options, model_option, system_options
+from omm_mlff.cli.arguments import (
+    allow_fallback_option,
+    device_option,
+    label_options,
+    model_option,
+    system_options,
+)
 
 
 @click.command()
@@ -39,8 +45,10 @@ from omm_mlff.cli.arguments import label_options, model_option, system_options
     "--platform",
     default="auto",
     show_default=True,
-    help="OpenMM platform; auto takes CUDA, OpenCL, or the faster of Reference and CPU.",
+    help="OpenMM platform; auto takes the fastest that is there: CUDA, OpenCL, CPU or Reference.",
 )
+@device_option
+@allow_fallback_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -59,6 +67,8 @@ def validate(
     profile: str,
     policy: str,
     platform: str,
+    device: int | None,
+    allow_fallback: bool,
     out: Path | None,
     resume: bool,
     seed: int,
@@ -75,6 +85,7 @@ def validate(
 
     from omm_mlff.cli.output import models_print_to_stderr
     from omm_mlff.cli.progress import shown_progress
+    from omm_mlff.forces.platforms import on_device
     from omm_mlff.report.console import show
     from omm_mlff.systems import with_options
     from omm_mlff.systems.labels import LabelOptions
@@ -88,13 +99,14 @@ def validate(
         raise click.UsageError("--frame, --charge and --spin are of a --system: name one")
     systems = tuple(with_options(s, frame=frame, charge=charge, spin=spin) for s in systems)
 
-    with models_print_to_stderr(), shown_progress() as progress:
+    with models_print_to_stderr(), shown_progress() as progress, on_device(platform, device):
         result = run(
             model,
             systems=systems,
             profile=profile,
             policy=policy,
             platform=platform,
+            allow_fallback=allow_fallback,
             out=out,
             resume=resume,
             seed=seed,

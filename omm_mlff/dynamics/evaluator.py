@@ -11,11 +11,12 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from omm_mlff.errors import AnalysisError, UnsupportedSystemError
+from omm_mlff.dynamics.graphs import Case, open_context
+from omm_mlff.errors import AnalysisError, InputError, UnsupportedSystemError
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import nobody_alone, one_line
 from omm_mlff.forces.interrupt import deferred_interrupt
-from omm_mlff.forces.platforms import choose_platform, platform_properties
+from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.forces.potential_errors import Tally, is_not_a_number, own_error
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Potential, system_and_built
@@ -78,13 +79,8 @@ def context_and_built(
     """
     openmm_system, built = system_and_built(potential, system, n_replicas=n_copies, tap=tap)
     try:
-        context = openmm.Context(
-            openmm_system,
-            integrator,
-            openmm.Platform.getPlatformByName(platform_name),
-            platform_properties(platform_name, precision),
-        )
-        return context, built
+        case = Case(potential, system, platform_name, precision, n_copies)
+        return open_context(openmm_system, built, integrator, case, tap)
     except openmm.OpenMMException as error:
         own_error(error, potential.card)
         raise UnsupportedSystemError(
@@ -164,7 +160,17 @@ class Evaluator:
         -------
         energies : shape (n_frames,), kJ/mol; NaN where the potential gives none
         forces : shape of `positions`, kJ/mol/nm
+
+        Raises
+        ------
+        InputError : positions of another shape
         """
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 3 or positions.shape[1:] != (self.system.n_atoms, 3):
+            raise InputError(
+                f"positions: wanted shape (n_frames, {self.system.n_atoms}, 3) in nm, got "
+                f"{positions.shape}; of one frame take positions[None]"
+            )
         n_copies = self._n_copies() if batched and box_vectors is None else 1
         energies = np.empty(len(positions))
         forces = np.empty(np.shape(positions))
@@ -350,6 +356,10 @@ class Evaluator:
             if system is self.system:
                 raise AnalysisError(f"a second Context could not be made: {error}") from error
             raise
+
+    def __repr__(self) -> str:
+        name = self.potential.card.name
+        return f"<Evaluator of {name} on {self.system.name}, {self.platform_name}>"
 
     def close(self) -> None:
         """Give the Contexts and their taps back."""

@@ -6,14 +6,17 @@ import contextlib
 import importlib.metadata
 import platform as host
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omm_mlff.dynamics.initial_state import Rest
 from omm_mlff.forces.platforms import platform_properties
 from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.registry import content_hash
 from omm_mlff.schema import MolecularSystem, RunSpec
+
+if TYPE_CHECKING:
+    from omm_mlff.dynamics.initial_state import Rest
 
 _PACKAGES = ("omm-mlff", "openmm", "torch", "numpy", "mdtraj")
 _PLUGINS = (
@@ -49,7 +52,7 @@ def run_provenance(
         "precision": spec.precision if platform_properties(platform_name, "double") else "double",
         "recording": "tap" if tapped else "state (every step is evaluated twice)",
         "torch_threads": torch.get_num_threads(),
-        "potential": {"name": card.name, "source": card.source, "sha256": card.sha256},
+        "potential": {"name": card.name, "source": card.source, "sha256": content_hash(potential)},
         "start": rest.kind,
         "n_dof": n_dof,
         "molecule": {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.frames import Frames
 from omm_mlff.record import rundir
 from omm_mlff.record.rundir import SegmentWriter
 from omm_mlff.schema import Event, MolecularSystem, RunSpec
@@ -78,49 +79,18 @@ class Recorder:
     def full(self) -> bool:
         return self.filled == self.size
 
-    def add(
-        self,
-        time_ps: float,
-        x: NDArray[np.float64],
-        v: NDArray[np.float64],
-        forces: NDArray[np.float64],
-        potential_energy: NDArray[np.float64],
-        kinetic_energy: NDArray[np.float64],
-        recorded: NDArray[np.bool_],
-    ) -> None:
-        i = self.filled
-        self.time[i] = time_ps
-        self.vectors["positions"][i] = x
-        self.vectors["velocities"][i] = v
-        self.vectors["forces"][i] = forces
-        self.energies["potential_energy"][i] = potential_energy
-        self.energies["kinetic_energy"][i] = kinetic_energy
-        self.recorded[i] = recorded
-        self.filled += 1
-
-    def add_frames(
-        self,
-        time_ps: NDArray[np.float64],
-        x: NDArray[np.float64],
-        v: NDArray[np.float64],
-        forces: NDArray[np.float64],
-        potential_energy: NDArray[np.float64],
-        kinetic_energy: NDArray[np.float64],
-        recorded: NDArray[np.bool_],
-    ) -> None:
-        """Many frames at once: as `add`, with an axis of frames before the others.
+    def add(self, frames: Frames, recorded: NDArray[np.bool_]) -> None:
+        """More frames.
 
         Parameters
         ----------
-        recorded : shape (n_replicas,), the same in each of them
+        recorded : shape (n_replicas,), those that are kept, the same in each frame
         """
-        i, end = self.filled, self.filled + len(time_ps)
-        self.time[i:end] = time_ps
-        self.vectors["positions"][i:end] = x
-        self.vectors["velocities"][i:end] = v
-        self.vectors["forces"][i:end] = forces
-        self.energies["potential_energy"][i:end] = potential_energy
-        self.energies["kinetic_energy"][i:end] = kinetic_energy
+        i, end = self.filled, self.filled + len(frames)
+        self.time[i:end] = frames.time_ps
+        for block in (self.energies, self.vectors):
+            for name, kept in block.items():
+                kept[i:end] = getattr(frames, name)
         self.recorded[i:end] = recorded
         self.filled = end
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openmm.app import PDBFile
 
 from omm_mlff.checks.frames import Sample, stretches
+from omm_mlff.dynamics.platform_choice import where_runs_are
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.platforms import choose_platform, platform_properties
 from omm_mlff.potentials.base import Potential, build_system
@@ -98,7 +99,9 @@ def steps_beyond(
     steps : shape (n,), after the last frame
     note : why there are no more
     """
-    name = choose_platform(run.spec.platform, system.n_atoms)
+    name = choose_platform(
+        where_runs_are(run.spec.platform, [str(run.provenance["platform"])]), system.n_atoms
+    )
     context = openmm.Context(
         build_system(potential, system),
         openmm.VerletIntegrator(run.spec.timestep_fs * PS_PER_FS),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from omm_mlff.dynamics.platform_choice import where_runs_are
 from omm_mlff.errors import OmmMlffError
 from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
@@ -88,7 +89,9 @@ def write_replay(
         system=wanted or run.spec.system,
         state=STATE,
         timestep_ps=run.spec.timestep_fs * PS_PER_FS,
-        platform=choose_platform(run.spec.platform, system.n_atoms),
+        platform=choose_platform(
+            where_runs_are(run.spec.platform, [str(run.provenance["platform"])]), system.n_atoms
+        ),
         potential=potential,
         n_steps=n_steps,
         start_ps=round(start_ps, 6),

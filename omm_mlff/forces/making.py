@@ -22,12 +22,50 @@ from omm_mlff.forces.tap import Tap
 from omm_mlff.students.compiled import CompiledMoleculeEngine
 
 
+def fitted(energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and forces as the plugin reads them, whatever a module gave; TorchScript.
+
+    The plugin takes the forces' memory for that of contiguous numbers of the positions' dtype on
+    their device. It looks at nothing: anything else is garbage, or the end of the process.
+
+    Parameters
+    ----------
+    forces : shape of `positions`
+
+    Returns
+    -------
+    energies : shape (n_energies,), float64
+    forces : contiguous; both without a graph, on the device of the positions
+
+    Raises
+    ------
+    RuntimeError : forces of another shape
+    """
+    if forces.shape != positions.shape:
+        raise RuntimeError(f"it gave forces of shape {forces.shape}, wanted {positions.shape}")
+    energies = energies.detach().to(positions.device, torch.float64).reshape(-1)
+    return energies, forces.detach().to(positions.device, positions.dtype).contiguous()
+
+
+class _Fitted(nn.Module):
+    """An engine, with what it gives as the plugin reads it."""
+
+    def __init__(self, engine: nn.Module) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        energies, forces = self.engine(positions, box)
+        # A number of Python is an energy too.
+        return fitted(torch.as_tensor(energies), forces, positions)
+
+
 class _Tapped(nn.Module):
     """An engine as TorchForce wants it: total energy and forces, with the tap in between."""
 
     def __init__(self, engine: nn.Module, handle: int) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine = _Fitted(engine)
         self.handle = handle
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,11 +97,11 @@ class _TappedMolecules(nn.Module):
 
 
 class _Untapped(nn.Module):
-    """The same without a tap."""
+    """An engine as TorchForce wants it, without a tap."""
 
     def __init__(self, engine: nn.Module) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine = _Fitted(engine)
 
     def forward(self, positions: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         energies, forces = self.engine(positions, box)
@@ -78,15 +116,17 @@ class _SumTapped(nn.Module):
         self.handle = handle
 
     def forward(self, energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        energies, forces = fitted(energies, forces, positions)
         with torch.no_grad():  # as in _Tapped
             energies, forces = torch.ops.omm_mlff.tap(self.handle, energies, forces, positions)
             return energies.sum(), forces
 
 
 class _Sum(nn.Module):
-    """The same without a tap."""
+    """What an engine gave, as TorchForce wants it, without a tap."""
 
     def forward(self, energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        energies, forces = fitted(energies, forces, positions)
         return energies.sum(), forces
 
 
@@ -102,7 +142,8 @@ def make_force(
 
     Parameters
     ----------
-    engine : scriptable; positions (nm) and box to energies (kJ/mol) and forces (kJ/mol/nm)
+    engine : scriptable; positions (nm) and box to energies (kJ/mol) and forces (kJ/mol/nm), of any
+        dtype, on any device, contiguous or not
     periodic : whether the box is passed
     tap : receives what every evaluation computes
     cuda_graphs : on CUDA, capture an evaluation once and replay it; the engine must then do the
@@ -118,8 +159,18 @@ def make_force(
     module = _Untapped(engine) if tap is None else _tapped(engine, tap)
     force = _force_around(script(module.eval()), periodic, {}, resolved)
     if cuda_graphs:
-        force.setProperty("useCUDAGraphs", "true")
+        force.setProperty(_GRAPHS, "true")
     return force
+
+
+_GRAPHS = "useCUDAGraphs"
+
+
+def replay(openmm_system: openmm.System, replayed: bool) -> None:
+    """Whether a Context that is made of a System from now on captures its TorchForces as graphs."""
+    for force in openmm_system.getForces():
+        if force.getName().lower() == "torchforce":
+            load_plugin().TorchForce.cast(force).setProperty(_GRAPHS, str(replayed).lower())
 
 
 def _tapped(engine: nn.Module, tap: Tap) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,25 +23,67 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "torchforce", "pythonforce"]
 
+_KERNELS = "libOpenMMTorch"
+_LOADING = "Error loading library "
 _PLUGIN_INSTALL = "pip install 'omm-mlff[cpu]' (or [cuda12], [cuda13])"
 
 
 @functools.cache
 def load_plugin() -> ModuleType:
-    """The openmmtorch module.
+    """The openmmtorch module, its kernels loaded whatever was imported first.
 
     Raises
     ------
-    MissingPackageError : absent, or present and not loadable
+    MissingPackageError : absent, or present and not loadable, or no kernel of it is
     """
+    if importlib.util.find_spec("openmmtorch") is None:
+        raise MissingPackageError("openmm-torch", "TorchForce", _PLUGIN_INSTALL)
+    failures = load_kernels()
     with _without_simtk_notice():
         try:
             import openmmtorch
         except ImportError as error:
-            raise MissingPackageError(
-                f"openmm-torch ({error})", "TorchForce", _PLUGIN_INSTALL
-            ) from None
+            raise _does_not_load(str(error)) from None
+    host = [failure for failure in failures if "TorchReference" in failure]
+    if host:  # without it no platform has any
+        raise _does_not_load(host[0].partition(": ")[2])
     return openmmtorch  # type: ignore[no-any-return]
+
+
+def _does_not_load(why: str) -> MissingPackageError:
+    install = f"{_PLUGIN_INSTALL}, with --force-reinstall and constraints.txt"
+    return MissingPackageError("openmm-torch", "TorchForce", install, why)
+
+
+@functools.cache
+def load_kernels() -> tuple[str, ...]:
+    """Load the plugin's kernels again where OpenMM could not, since torch was not there yet.
+
+    OpenMM loads its plugins when it is first imported. The libraries of this one find those of
+    torch beside them, or where torch lies in another folder only once it has been imported.
+
+    Returns
+    -------
+    OpenMM's messages on those that do not load even so
+    """
+    import torch  # noqa: F401  what they need is in the process from here on
+
+    still = []
+    for failure in openmm.Platform.getPluginLoadFailures():
+        library = failure.removeprefix(_LOADING).partition(": ")[0]
+        if _KERNELS not in library:
+            continue
+        try:
+            openmm.Platform.loadPluginLibrary(library)
+        except openmm.OpenMMException as error:
+            still.append(str(error))
+    return tuple(still)
+
+
+def load_failures() -> list[str]:
+    """OpenMM's messages on the libraries that it has not loaded, those loaded since left out."""
+    failures = openmm.Platform.getPluginLoadFailures()
+    return [row for row in failures if _KERNELS not in row] + list(load_kernels())
 
 
 @contextlib.contextmanager
@@ -118,7 +161,7 @@ def built_as(
 def python_force_or_error() -> Literal["pythonforce"]:
     if not hasattr(openmm, "PythonForce"):
         raise InputError(
-            f"openmm {openmm.Platform.getOpenMMVersion()} has no PythonForce (8.4 or newer has); "
+            f"openmm {openmm.Platform.getOpenMMVersion()} has no PythonForce (8.5 or newer has); "
             f"install the plugin: {_PLUGIN_INSTALL}"
         )
     return "pythonforce"

@@ -53,19 +53,19 @@ def make_python_force(
         frames = x.reshape(n_replicas, n_atoms, 3)
         if tap is None:
             try:
-                energies, forces = evaluate(frames, box)
+                energies, forces = _evaluated(evaluate, frames, box)
             except (Exception, SystemExit) as error:
                 # OpenMM hands on the text of an exception, not its kind.
                 raise RuntimeError(one_line(error)) from error
-            return float(energies.sum()), np.ascontiguousarray(forces.reshape(-1, 3))
+            return float(energies.sum()), forces.reshape(-1, 3)
         tap.raised = {}
         try:
-            energies, forces = evaluate(frames, box)
+            energies, forces = _evaluated(evaluate, frames, box)
         except (Exception, SystemExit) as error:
             energies, forces, tap.raised = _one_by_one(evaluate, frames, box, error)
         passed_on, masked = tap.receive(
-            torch.from_numpy(np.ascontiguousarray(energies)),
-            torch.from_numpy(np.ascontiguousarray(forces).reshape(-1, 3)),
+            torch.from_numpy(energies),
+            torch.from_numpy(forces.reshape(-1, 3)),
             torch.from_numpy(x),
         )
         return float(passed_on.sum()), masked.numpy()
@@ -73,6 +73,25 @@ def make_python_force(
     force = openmm.PythonForce(compute)
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
+
+
+def _evaluated(
+    evaluate: Evaluate, frames: NDArray[np.float64], box: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a function gives, as contiguous float64.
+
+    Raises
+    ------
+    ValueError : as many energies as copies, or forces of their shape, were wanted and did not come
+    """
+    given, pulled = evaluate(frames, box)
+    energies = np.ascontiguousarray(given, dtype=np.float64).reshape(-1)
+    forces = np.ascontiguousarray(pulled, dtype=np.float64)
+    if energies.shape != (len(frames),):
+        raise ValueError(f"it gave {len(energies)} energies, wanted {len(frames)}")
+    if forces.shape != frames.shape:
+        raise ValueError(f"it gave forces of shape {forces.shape}, wanted {frames.shape}")
+    return energies, forces
 
 
 def _one_by_one(
@@ -89,7 +108,7 @@ def _one_by_one(
         return energies, forces, {0: one_line(first)}
     for replica, frame in enumerate(frames):
         try:
-            energy, force = evaluate(frame[None], box)
+            energy, force = _evaluated(evaluate, frame[None], box)
         except (Exception, SystemExit) as error:
             raised[replica] = one_line(error)
         else:

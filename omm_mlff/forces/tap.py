@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from omm_mlff.forces.counted_ring import CountedRing
 from omm_mlff.students.compiled import evaluate_molecules
 
 
@@ -89,20 +90,31 @@ class Tap:
     A replica whose energy or forces are not finite is masked from then on: what goes on to OpenMM
     is zero for it, so that the others can go on. `alive` says which are left.
 
+    Parameters
+    ----------
+    n_replicas, n_atoms : copies in the System, atoms of each
+    n_slots : how many evaluations are kept on a device
+    counted : on the host, too, evaluations are kept and counted as they are on a device
+
     Attributes
     ----------
     handle : names this tap to the custom op; the Context works on a copy of the module
     n_launches : how often Python was called; a CUDA graph is replayed without it
-    energies : shape (n_replicas,), kJ/mol, as computed, before masking
-    forces, positions : shape (n_replicas * n_atoms, 3), kJ/mol/nm and nm
-    alive : shape (n_replicas,), bool
-    raised : by replica, what the potential's own code raised for it at the last evaluation
+    energies : shape (n_replicas,), kJ/mol, as computed, before masking; of the host
+    forces, positions : shape (n_replicas * n_atoms, 3), kJ/mol/nm and nm; of the host
+    alive : shape (n_replicas,), bool, where the evaluations are
+    raised : by replica, what the potential's own code raised at the last evaluation
     ring : where evaluations on the host are kept as well, while one is given
+    kept : where evaluations on a device are kept, from the first on
     """
 
-    def __init__(self, n_replicas: int, n_atoms: int) -> None:
+    def __init__(
+        self, n_replicas: int, n_atoms: int, *, n_slots: int = 1, counted: bool = False
+    ) -> None:
         self.n_replicas = n_replicas
         self.n_atoms = n_atoms
+        self.n_slots = n_slots
+        self.counted = counted
         self.n_launches = 0
         self.energies = torch.zeros(n_replicas, dtype=torch.float64)
         self.forces = torch.zeros(n_replicas * n_atoms, 3, dtype=torch.float64)
@@ -110,7 +122,8 @@ class Tap:
         self.alive = torch.ones(n_replicas, dtype=torch.bool)
         self.raised: dict[int, str] = {}
         self.ring: Ring | None = None
-        self._on_device: Tensor | None = None
+        self.kept: CountedRing | None = None
+        self._zeros: tuple[Tensor, Tensor] | None = None
         self._on_host = 0
         self.handle = next(_handles)
         _taps[self.handle] = self
@@ -119,20 +132,26 @@ class Tap:
     def receive(self, energies: Tensor, forces: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what was computed and pass on what OpenMM may see.
 
-        Every write stays on the device, into memory that is owned here, so that a captured CUDA
-        graph repeats it.
+        Raises
+        ------
+        RuntimeError : not one energy a replica and one force an atom
         """
-        if self.energies.device != energies.device:
-            self._move_to(energies.device)
+        if len(energies) != self.n_replicas or len(forces) != self.n_replicas * self.n_atoms:
+            raise RuntimeError(
+                f"it gave {len(energies)} energies and {len(forces)} forces, wanted "
+                f"{self.n_replicas} of {self.n_replicas} x {self.n_atoms} atoms"
+            )
+        if self.counted or energies.device.type != "cpu":
+            return self._receive_there(energies, forces)
         self.count()
-        if self.ring is not None and energies.device.type == "cpu":
+        if self.ring is not None:
             self.ring.keep(energies, forces, positions)
             if self.ring.unmasked:
                 return energies, forces
         self.energies.copy_(energies)
         self.forces.copy_(forces)
         self.positions.copy_(positions)
-        if energies.device.type == "cpu" and self._all_finite():
+        if self._all_finite():
             return energies, forces.contiguous()
         finite = torch.isfinite(energies) & torch.isfinite(forces).view(self.n_replicas, -1).all(1)
         self.alive.logical_and_(finite)
@@ -141,11 +160,30 @@ class Tap:
         masked_forces = torch.where(alive_atoms, forces, torch.zeros_like(forces))
         return masked_energies, masked_forces.contiguous()
 
+    def _receive_there(self, energies: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep and mask on the device, in eleven small kernels, without a look at any value.
+
+        Every write goes to memory that is owned here, so that a captured CUDA graph repeats it.
+        What is not needed is masked all the same, since a graph cannot choose.
+        """
+        self.n_launches += 1
+        if self.kept is None:
+            self._settle(energies.device, forces.dtype)
+        assert self.kept is not None
+        assert self._zeros is not None
+        self.kept.keep(energies, forces)
+        by_replica = forces.reshape(self.n_replicas, -1)
+        total = by_replica.sum(1, dtype=torch.float64).add_(energies)
+        # The difference is zero, and of what is not finite NaN.
+        self.alive.logical_and_(total.sub_(total).eq(0.0))
+        passed_on = torch.where(self.alive, energies, self._zeros[0])
+        masked = torch.where(self.alive.unsqueeze(1), by_replica, self._zeros[1])
+        return passed_on, masked.view(forces.shape)
+
     @property
     def n_calls(self) -> int:
-        """Evaluations so far, replays of a CUDA graph included."""
-        counted = 0 if self._on_device is None else int(self._on_device)
-        return self._on_host + counted
+        """Evaluations so far, replays of a CUDA graph included; waits for the device."""
+        return self._on_host + (0 if self.kept is None else self.kept.n_received)
 
     def _all_finite(self) -> bool:
         """Whether there is nothing to mask; on the host, where looking is cheap.
@@ -156,12 +194,9 @@ class Tap:
         return math.isfinite(everything) and bool(self.alive.numpy().all())
 
     def count(self) -> None:
-        """One more evaluation; on a device it is counted there, where a replay counts it too."""
+        """One more evaluation on the host."""
         self.n_launches += 1
-        if self._on_device is not None:
-            self._on_device.add_(1)
-        else:
-            self._on_host += 1
+        self._on_host += 1
 
     def freeze(self, replica: int) -> None:
         """Mask one replica from the next evaluation on."""
@@ -169,21 +204,23 @@ class Tap:
 
     def read(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Energies (n_replicas,) and forces (n_replicas, n_atoms, 3) of the last evaluation."""
-        energies = self.energies.cpu().numpy().copy()
-        forces = self.forces.cpu().numpy().reshape(self.n_replicas, self.n_atoms, 3).copy()
-        return energies, forces
+        if self.kept is not None:
+            return self.kept.last()
+        forces = self.forces.numpy().reshape(self.n_replicas, self.n_atoms, 3)
+        return self.energies.numpy().copy(), forces.copy()
 
     def close(self) -> None:
         """Forget this tap; a Force that still names it would fail."""
         _taps.pop(self.handle, None)
 
-    def _move_to(self, device: torch.device) -> None:
-        self.energies = self.energies.to(device)
-        self.forces = self.forces.to(device)
-        self.positions = self.positions.to(device)
+    def _settle(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Take memory where the evaluations are."""
         self.alive = self.alive.to(device)
-        if device.type != "cpu":
-            self._on_device = torch.zeros((), dtype=torch.int64, device=device)
+        self.kept = CountedRing(self.n_slots, self.n_replicas, self.n_atoms, dtype, device)
+        self._zeros = (
+            torch.zeros((), dtype=torch.float64, device=device),
+            torch.zeros((), dtype=dtype, device=device),
+        )
 
 
 _taps: dict[int, Tap] = {}
@@ -207,7 +244,7 @@ def _register_tap_op() -> Any:
 
     def student_tapped(student: int, handle: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         tap, x = _taps[handle], positions.detach()
-        place = None if tap.ring is None else tap.ring.place(x)
+        place = None if tap.ring is None or x.is_cuda else tap.ring.place(x)
         if place is not None:
             tap.count()
             energies, forces = evaluate_molecules(student, x, place)

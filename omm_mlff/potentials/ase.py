@@ -35,6 +35,7 @@ from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
@@ -252,6 +253,10 @@ class AsePotential:
         return value.astype(np.float64)
 
 
+_RESULTS = ("results", "atoms")
+"""Where ASE's calculators keep what they were asked for last."""
+
+
 def names() -> list[str]:
     """Nothing: which calculators are installed is not known."""
     return []
@@ -315,7 +320,14 @@ def takes(thing: Any) -> bool:
 def wrap(thing: Any) -> AsePotential:
     """The potential of a calculator from a script."""
     name = type(thing).__name__
-    card = PotentialCard(name=name, source=SOURCE, species=None, cutoff_nm=None, dtype="float32")
+    card = PotentialCard(
+        name=name,
+        source=SOURCE,
+        species=None,
+        cutoff_nm=None,
+        dtype="float32",
+        sha256=content_digest(thing, without=_RESULTS),
+    )
     return AsePotential(
         f"{SOURCE}:{name}{_OBJECT}",
         thing,

@@ -38,6 +38,7 @@ from omm_mlff.potentials.cloned import (
     no_more_options,
 )
 from omm_mlff.potentials.committed import SAGE, CommittedPotential, committed_for
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.serialised import TORCH_FORCE, WITH_TORCH_FORCE, SystemPotential
 from omm_mlff.potentials.spec import card_options, positive, split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
@@ -115,7 +116,8 @@ class ForceFieldPotential(ClonedPotential):
     Parameters
     ----------
     files : what it was read from, for the card
-    sha256 : of the contents of all files, one after the other; of one file, its own
+    sha256 : of the contents of all files, one after the other; of one file, its own; of an object,
+        of what it holds
     """
 
     def __init__(
@@ -338,7 +340,12 @@ def wrap(thing: openmm.System | app.ForceField) -> ClonedPotential:
     """The potential behind a System, which is copied, or a ForceField."""
     if isinstance(thing, openmm.System):
         return SystemPotential(thing, spec="an openmm.System object", name="System")
-    return ForceFieldPotential(thing, spec="an openmm.app.ForceField object", name="ForceField")
+    return ForceFieldPotential(
+        thing,
+        spec="an openmm.app.ForceField object",
+        name="ForceField",
+        sha256=content_digest(thing),
+    )
 
 
 def _parts(what: str) -> list[str]:

@@ -43,6 +43,7 @@ from omm_mlff.forces.built import Built, kind_in
 from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
@@ -97,9 +98,15 @@ class OpenmmMLPotential:
             cutoff_nm=cutoff_nm,
             dtype=dtype,
             training_domain={"openmm-ml": _version(), **({"options": shown} if shown else {})},
-            sha256=None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=self._content(path, named=bool(spec)),
         )
         self._probe = Probe(self)
+
+    def _content(self, path: Path | None, *, named: bool) -> str | None:
+        """Of the file; of an object from a script, of all that it holds."""
+        if path is not None:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        return None if named else content_digest([self._impl, self._options])
 
     @property
     def card(self) -> PotentialCard:

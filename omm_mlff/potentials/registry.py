@@ -17,11 +17,13 @@ and, where they have a meaning for it,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 import os
 import pkgutil
+import weakref
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,8 @@ from omm_mlff import potentials
 from omm_mlff.errors import InputError, UnknownNameError
 from omm_mlff.forces.faults import one_line
 from omm_mlff.potentials.base import Potential
+from omm_mlff.potentials.bound_to_systems import BoundPotential
+from omm_mlff.potentials.content import content_digest
 
 ENTRY_POINTS = "omm_mlff.potentials"
 
@@ -87,9 +91,30 @@ def load_potential(spec: str) -> Potential:
             if notice:
                 log.warning("notice: %s", notice)
             potential: Potential = source.load(spec)
+            with contextlib.suppress(TypeError):  # a class without room for weak references
+                _by_spec[id(potential)] = potential
             return potential
     forms = ", ".join(spec_forms())
     raise UnknownNameError("model", spec, model_names(), hint=f"or one of: {forms}")
+
+
+_by_spec: weakref.WeakValueDictionary[int, Potential] = weakref.WeakValueDictionary()
+"""What was loaded by a spec, which names it."""
+
+
+def content_hash(potential: Potential) -> str | None:
+    """What tells a model from others that are named alike; None where its spec says all.
+
+    That of its card, else that of everything the object holds (`potentials.content`). Runs of one
+    model go on under a model of the same hash only.
+    """
+    if potential.card.sha256 is not None:
+        return potential.card.sha256
+    if isinstance(potential, BoundPotential):
+        return content_hash(potential.potential)
+    if _by_spec.get(id(potential)) is potential:
+        return None
+    return content_digest(potential)
 
 
 def as_potential(model: Any) -> Potential:

@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import functools
 import operator
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import openmm
@@ -24,6 +25,7 @@ from omm_mlff.forces.plugin import Backend, built_as, resolve_backend
 from omm_mlff.forces.scripting import script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
@@ -43,6 +45,7 @@ from omm_mlff.units import KJMOL_PER_EV, NM_PER_ANGSTROM
 SOURCE = "student"
 FORMS = ("the folder of a student's checkpoint", "STUDENT?engine=auto|compiled|scripted")
 _MAX_REPLICAS = 1024
+_SAME_BOX_NM = 1e-5
 _SURELY_FITTING = 500
 """Atoms, replicas included, whose memory nobody need estimate."""
 
@@ -55,7 +58,8 @@ class StudentPotential:
     student : a shipped name such as "tiny", the folder of a checkpoint, or a student itself
     backend : which Force carries it
     engine : how it is evaluated in OpenMM, see `students.engine.build_engine`
-    cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`
+    cuda_graphs : on CUDA, for molecules of `MAX_COMPLETE_ATOMS` or fewer, see `forces.make_force`;
+        "auto" captures where a trial shows that it is right
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class StudentPotential:
         student: str | Student,
         backend: Backend = "auto",
         engine: Engine = "auto",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = "auto",
     ) -> None:
         if engine not in get_args(Engine):
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(get_args(Engine))}")
@@ -73,10 +77,14 @@ class StudentPotential:
         if isinstance(student, Student):
             self.student = student
             self.spec = f"{student.config.name} (object)"
-            self._card = _card({"name": student.config.name}, student)
+            numbers = [str(student.config), str(student.dtype), dict(student.state_dict())]
+            card = {"name": student.config.name, "sha256": content_digest(numbers)}
+            self._card = _card(card, student)
         else:
             self.student = load_student(student)
-            options = [f"engine={engine}"] * (engine != "auto") + ["cuda_graphs=True"] * cuda_graphs
+            options = [f"engine={engine}"] * (engine != "auto") + [f"cuda_graphs={cuda_graphs}"] * (
+                cuda_graphs != "auto"
+            )
             self.spec = "?".join([student, *(["&".join(options)] if options else [])])
             self._card = _card(load_card(student), self.student)
 
@@ -129,8 +137,8 @@ class StudentPotential:
             max_replicas=1 if single else _MAX_REPLICAS,
             repeatable=True,
             reads_box=True,
-            graphs=not single,
-            force="torchforce",
+            graphs=not single and self.cuda_graphs is not False,
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
             float64_twin=None if self.student.dtype == torch.float64 else self.in_float64,
         )
 
@@ -152,7 +160,7 @@ class StudentPotential:
             n_copies=n_replicas,
             engine=self.engine,
         )
-        graph = self.cuda_graphs and self.capabilities(system).graphs
+        graph = self.cuda_graphs is True and self.capabilities(system).graphs
         force = make_force(
             engine, periodic=system.periodic, tap=tap, backend=self.backend, cuda_graphs=graph
         )
@@ -161,8 +169,16 @@ class StudentPotential:
             self.backend,
             engines={"cpu": _engine_on(engine, "cpu"), "cuda": _engine_on(engine, "cuda")},
             graph=graph,
-            graph_reason="asked for" if graph else "not asked for",
+            graph_reason=self._graph_reason(system),
         )
+
+    def _graph_reason(self, system: MolecularSystem) -> str:
+        """Why there is a graph, or none; empty where that is found out when a Context is made."""
+        if self.cuda_graphs is False:
+            return "turned off"
+        if not self.capabilities(system).graphs:
+            return f"a box, or a molecule of more than {MAX_COMPLETE_ATOMS} atoms"
+        return "asked for" if self.cuda_graphs is True else ""
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -202,7 +218,7 @@ class StudentPotential:
 def add_student(
     openmm_system: openmm.System,
     topology: openmm.app.Topology,
-    name: str,
+    student: str | os.PathLike[str] | Student | StudentPotential,
     *,
     atoms: Iterable[int] | None = None,
     force_group: int = 0,
@@ -211,13 +227,19 @@ def add_student(
 ) -> openmm.Force:
     """Add a student to a System by hand.
 
+    A System with a TorchForce cannot be copied or read back from XML: OpenMM 8.6 and plugin 1.10
+    end the process. With `backend="pythonforce"` it can, at some microseconds a step.
+
     Parameters
     ----------
-    openmm_system : with one particle an atom; its box decides nothing, the topology's does
+    openmm_system : with one particle an atom. Where the topology has a box, the System gets it,
+        unless it has been given one already
     topology : elements, and a box if periodic
-    name : a shipped name such as "tiny", or the folder of a checkpoint
+    student : a shipped name such as "tiny", the folder of a checkpoint, or a loaded student
     atoms : indices of those under the student; None means all. It sees no others and puts no
         force on them; what binds the two parts is left to the System's other forces
+    force_group : of the Force that is added
+    backend : "torchforce", "pythonforce", or "auto": TorchForce where the plugin is there
     engine : "compiled" is many times faster than "scripted" on Reference and CPU, and needs a C++
         compiler; "auto" takes it where it can be had
 
@@ -229,33 +251,70 @@ def add_student(
     ------
     UnsupportedSystemError : an element that the student never saw, or virtual sites, among its
         atoms
-    InputError : indices that the topology does not have, or one that comes twice; "compiled" was
-        asked for and cannot be had
+    InputError : indices that the topology does not have, or one that comes twice; a System whose
+        box is not the topology's; "compiled" was asked for and cannot be had; no student
     """
     if openmm_system.getNumParticles() != topology.getNumAtoms():
         raise UnsupportedSystemError(
             f"the System has {openmm_system.getNumParticles()} particles, "
             f"the topology {topology.getNumAtoms()} atoms; a student needs one particle an atom"
         )
-    force = student_force(topology, name, atoms=atoms, backend=backend, engine=engine)
+    force = student_force(topology, student, atoms=atoms, backend=backend, engine=engine)
     force.setForceGroup(force_group)
+    _take_box(openmm_system, topology)
     openmm_system.addForce(force)
     return force
 
 
+def _take_box(openmm_system: openmm.System, topology: openmm.app.Topology) -> None:
+    """Give a System the topology's box where it still has the one that every System begins with.
+
+    Raises
+    ------
+    InputError : it was given another one
+    """
+    wanted = topology.getPeriodicBoxVectors()
+    if wanted is None:
+        return
+    box = np.array(wanted._value)
+
+    has = _box_of(openmm_system)
+    if np.allclose(has, box, rtol=0.0, atol=_SAME_BOX_NM):
+        return
+    if not np.allclose(has, _box_of(openmm.System()), rtol=0.0, atol=_SAME_BOX_NM):
+        raise InputError(
+            f"the System's box has edges of {_edges(has)} nm, the topology's of {_edges(box)} nm; "
+            "make them the same (System.setDefaultPeriodicBoxVectors, or "
+            "Topology.setPeriodicBoxVectors)"
+        )
+    openmm_system.setDefaultPeriodicBoxVectors(*box)
+
+
+def _box_of(openmm_system: openmm.System) -> NDArray[np.float64]:
+    """Default box vectors of a System, shape (3, 3), nm."""
+    return np.array([list(row._value) for row in openmm_system.getDefaultPeriodicBoxVectors()])
+
+
+def _edges(box: NDArray[np.float64]) -> str:
+    return " ".join(f"{length:.4g}" for length in np.linalg.norm(box, axis=1))
+
+
 def student_force(
     topology: openmm.app.Topology,
-    name: str,
+    student: str | os.PathLike[str] | Student | StudentPotential,
     *,
     atoms: Iterable[int] | None = None,
     backend: Backend = "auto",
     engine: Engine = "auto",
 ) -> openmm.Force:
-    """What `add_student` adds, belonging to no System yet.
+    """The Force of a student on a topology's atoms, belonging to no System yet.
 
     A PythonForce can be copied and serialised: what is kept is which student is on which atoms.
+    Parameters, returns and errors are those of `add_student`.
     """
-    student = load_student(name)
+    given = _given(student)
+    student = given if isinstance(given, Student) else load_student(given)
+    name = student.config.name if isinstance(given, Student) else given
     listed = list(topology.atoms())
     chosen = None if atoms is None else _indices(atoms, len(listed))
     seen = listed if chosen is None else [listed[i] for i in chosen]
@@ -272,11 +331,31 @@ def student_force(
         )
     periodic = topology.getPeriodicBoxVectors() is not None
     if resolve_backend(backend) == "pythonforce":
-        force = openmm.PythonForce(StudentFunction(name, species, chosen, periodic, engine))
+        force = openmm.PythonForce(StudentFunction(given, species, chosen, periodic, engine))
         force.setUsesPeriodicBoundaryConditions(periodic)
         return force
     return make_force(
         _engine(student, species, chosen, periodic, engine), periodic=periodic, backend=backend
+    )
+
+
+def _given(student: object) -> str | Student:
+    """What names a student, or the student itself.
+
+    Raises
+    ------
+    InputError : it is none
+    """
+    if isinstance(student, StudentPotential):
+        return student.student
+    if isinstance(student, Student):
+        return student
+    if isinstance(student, str | os.PathLike):
+        return os.fspath(student)
+    raise InputError(
+        'wanted a student: a shipped name such as "tiny", the folder of a checkpoint, or what '
+        f"load_student or load_potential has loaded; got a {type(student).__name__}. What is no "
+        "student adds itself: load_potential(...).add_to(system, ...)"
     )
 
 
@@ -286,7 +365,7 @@ class StudentFunction:
 
     Parameters
     ----------
-    name : a shipped name, or the folder of a checkpoint
+    name : a shipped name, the folder of a checkpoint, or the student itself
     species : atomic numbers of the atoms under it
     atoms : their indices; None means all
     periodic : whether the box repeats
@@ -295,7 +374,7 @@ class StudentFunction:
 
     def __init__(
         self,
-        name: str,
+        name: str | Student,
         species: Sequence[int],
         atoms: Sequence[int] | None,
         periodic: bool,
@@ -303,7 +382,8 @@ class StudentFunction:
     ) -> None:
         self._parameters = (name, species, atoms, periodic, engine)
         self._periodic = periodic
-        self._engine = script(_engine(load_student(name), species, atoms, periodic, engine))
+        student = name if isinstance(name, Student) else load_student(name)
+        self._engine = script(_engine(student, species, atoms, periodic, engine))
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
         positions = torch.from_numpy(np.array(state.getPositions(asNumpy=True)._value))
@@ -318,8 +398,9 @@ class StudentFunction:
 
 
 def _engine_on(engine: nn.Module, device: Device) -> str:
-    """What evaluates where: the kernel of a compiled engine is for the host."""
-    if isinstance(engine, Scripted) or device != "cpu":
+    """What evaluates where: a compiled engine has a scripted one inside where that computes."""
+    has_scripted = getattr(engine, "scripted", None) is not None
+    if isinstance(engine, Scripted) or (device != "cpu" and has_scripted):
         return "scripted"
     return "compiled"
 
@@ -375,13 +456,13 @@ def load(spec: str) -> StudentPotential:
     InputError : another option, or a value that is not known
     """
     name, options = _name_and_options(spec)
-    engine, cuda_graphs = options.pop("engine", "auto"), options.pop("cuda_graphs", False)
+    engine, cuda_graphs = options.pop("engine", "auto"), options.pop("cuda_graphs", "auto")
     if options:
         raise InputError(
             f"{spec!r}: a student's options are engine and cuda_graphs, got {next(iter(options))!r}"
         )
-    if not isinstance(cuda_graphs, bool):
-        raise InputError(f"{spec!r}: wanted cuda_graphs True or False, got {cuda_graphs!r}")
+    if cuda_graphs != "auto" and not isinstance(cuda_graphs, bool):
+        raise InputError(f"{spec!r}: wanted cuda_graphs auto, True or False, got {cuda_graphs!r}")
     return StudentPotential(name, engine=engine, cuda_graphs=cuda_graphs)
 
 

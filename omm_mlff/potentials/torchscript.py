@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openmm
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from omm_mlff.errors import InputError
 from omm_mlff.forces.built import Built
 from omm_mlff.forces.faults import one_line
-from omm_mlff.forces.making import make_parametric_force
+from omm_mlff.forces.making import fitted, make_parametric_force, replay
 from omm_mlff.forces.plugin import Backend, built_as
 from omm_mlff.forces.potential_errors import own_error
 from omm_mlff.forces.scripting import read_script, script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.content import content_digest
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.signature import Signature
 from omm_mlff.potentials.spec import DTYPES, card_options, split_options
@@ -55,9 +56,11 @@ class TorchScriptPotential:
     box : which argument of `forward` is the box; by default the one that is named like one
     dtype : of the network; by default that of the module's numbers, float32 where it has none
     cutoff_nm : None where it is not known
-    sha256 : of the file
+    sha256 : of the file, or of what an object holds
     description : what `omm-mlff export` stored in the file
     backend : which Force carries it
+    cuda_graphs : whether its evaluations of a molecule on CUDA are captured once and replayed;
+        "auto" where a trial shows that it is right
 
     Raises
     ------
@@ -78,9 +81,11 @@ class TorchScriptPotential:
         sha256: str | None = None,
         description: Mapping[str, Any] | None = None,
         backend: Backend = "auto",
+        cuda_graphs: bool | Literal["auto"] = "auto",
     ) -> None:
         self.spec = spec
         self.module = module
+        self.cuda_graphs = cuda_graphs
         self.backend: Backend = backend
         self._description = description or {}
         self.signature = Signature.of(module, name, parameters or {}, box)
@@ -116,8 +121,9 @@ class TorchScriptPotential:
         return Capabilities(
             tap=True,
             reads_box=True,
-            graphs=not system.periodic,  # to be tried: what a file does inside is not known
-            force="torchforce",
+            # To be tried: what a file does inside is not known.
+            graphs=not system.periodic and self.cuda_graphs is not False,
+            force="pythonforce" if self.backend == "pythonforce" else "torchforce",
         )
 
     def add_to(
@@ -136,7 +142,31 @@ class TorchScriptPotential:
             backend=self.backend,
         )
         openmm_system.addForce(force)
-        return built_as(self.backend)
+        graph = self.cuda_graphs is True and self.capabilities(system).graphs
+        if graph:
+            replay(openmm_system, True)
+        reason = {True: "asked for", False: "turned off", "auto": ""}[self.cuda_graphs]
+        return built_as(
+            self.backend, graph=graph, graph_reason="a box" if system.periodic else reason
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """TorchScript is not pickled; the module goes as it would be saved."""
+        buffer = io.BytesIO()
+        torch.jit.save(self.module, buffer)
+        arguments = {
+            "spec": self.spec,
+            "name": self._card.name,
+            "parameters": dict(self.signature.parameters),
+            "box": self.signature.box,
+            "dtype": self._card.dtype,
+            "cutoff_nm": self._card.cutoff_nm,
+            "sha256": self._card.sha256,
+            "description": dict(self._description),
+            "backend": self.backend,
+            "cuda_graphs": self.cuda_graphs,
+        }
+        return _restored, (buffer.getvalue(), arguments)
 
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
@@ -224,8 +254,12 @@ class TorchScriptPotential:
         )
 
 
+def _restored(module: bytes, arguments: dict[str, Any]) -> TorchScriptPotential:
+    return TorchScriptPotential(read_script(module), **arguments)
+
+
 class _Engine(nn.Module):
-    """A foreign module as an engine: energies (1,) in float64, forces as the positions are."""
+    """A foreign module as an engine: energies (1,) in float64, forces like the positions."""
 
     def __init__(self, caller: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -247,15 +281,12 @@ class _Engine(nn.Module):
             forces = -gradient
         else:
             forces = given.detach()
-            wide_enough = forces.dtype == torch.float32 or forces.dtype == torch.float64
-            if forces.shape != positions.shape or not wide_enough:
+            if forces.shape != positions.shape:
                 raise RuntimeError(
                     f"its forward gave forces of shape {forces.shape}, wanted {positions.shape}"
                 )
-        if energy.device != positions.device or forces.device != positions.device:
-            raise RuntimeError("its forward gave tensors on another device than the positions'")
-        total = energy.detach().reshape(1).to(torch.float64)
-        return total, forces.to(positions.dtype).contiguous()
+        # On a device it may give what it made on the host; on the host it was asked before.
+        return fitted(energy, forces, positions)
 
 
 def _complaint(energy: Tensor, forces: Tensor | None, positions: Tensor) -> str | None:
@@ -340,6 +371,9 @@ def load(spec: str) -> TorchScriptPotential:
     written, options = split_options(spec)
     path = Path(written)
     said, box = card_options(spec, options, dtype=None), options.pop("box", None)
+    cuda_graphs = options.pop("cuda_graphs", "auto")
+    if cuda_graphs != "auto" and not isinstance(cuda_graphs, bool):
+        raise InputError(f"{spec}: wanted cuda_graphs auto, True or False, got {cuda_graphs!r}")
     if box is not None and not isinstance(box, str):
         raise InputError(f"{spec}: wanted box as the name of an argument, got {box!r}")
     file = open_torchscript(path)
@@ -349,6 +383,7 @@ def load(spec: str) -> TorchScriptPotential:
         name=path.stem,
         parameters=options,
         box=box,
+        cuda_graphs=cuda_graphs,
         **said,
         sha256=file.sha256,
         description=file.description,
@@ -380,7 +415,8 @@ def wrap(thing: nn.Module) -> TorchScriptPotential:
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
     module = read_script(buffer.getvalue())
-    return TorchScriptPotential(module, spec=f"an object: {name}", name=name)
+    digest = content_digest(module)
+    return TorchScriptPotential(module, spec=f"an object: {name}", name=name, sha256=digest)
 
 
 def _path_of(spec: str) -> Path:

@@ -114,7 +114,8 @@ def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume
 
     Raises
     ------
-    OutputExistsError : the folder holds another run, or holds this one and `resume` is false
+    OutputExistsError : the folder holds another run, holds this one and `resume` is false, or holds
+        a longer one
     """
     spec_path = folder / SPEC_FILE
     found = spec_path.exists()
@@ -122,9 +123,15 @@ def create(folder: Path, spec: RunSpec, provenance: Mapping[str, Any], *, resume
         old = RunSpec.from_json(read_json(spec_path))
         if not resume:
             raise OutputExistsError(f"{folder} already holds a run; use --resume or another --out")
-        if dataclasses.replace(old, length_ps=spec.length_ps) != spec:
+        # Where it is computed is no part of what is asked for; provenance.json says where it was.
+        if dataclasses.replace(old, length_ps=spec.length_ps, platform=spec.platform) != spec:
             raise OutputExistsError(
                 f"{folder} holds another run ({old.name}, {old.potential}); use another --out"
+            )
+        if spec.n_steps < old.n_steps:
+            raise OutputExistsError(
+                f"{folder} holds {old.length_ps:g} ps of this run, more than the "
+                f"{spec.length_ps:g} ps asked for; ask for as much or more, or use another --out"
             )
     else:
         make_folder(folder)
@@ -493,22 +500,26 @@ class RunRecord:
     kept : frames, and what was worked out from them, while it is small
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = folder = Path(folder)
         self.kept = Kept()
         self.spec = RunSpec.from_json(read_json(folder / SPEC_FILE))
         self.provenance = read_json(folder / PROVENANCE_FILE)
         self.status = read_json(folder / STATUS_FILE)
 
     @classmethod
-    def open(cls, folder: str | Path) -> RunRecord:
+    def open(cls, folder: str | os.PathLike[str]) -> RunRecord:
         """Open a run directory.
 
         Raises
         ------
         RunDirectoryError : it is not one, or it is damaged
         """
-        return cls(Path(folder))
+        return cls(folder)
+
+    def __repr__(self) -> str:
+        state = self.status.get("state", "unknown")
+        return f"<RunRecord {self.name}: {self.n_replicas} replicas, {state}, in {self.folder}>"
 
     @property
     def name(self) -> str:

@@ -82,6 +82,8 @@ def show(judged: Judged, files: Sequence[Path] = (), console: Console | None = N
     _failures(verdict, console)
     _open_questions(verdict, console)
     _left_out(verdict, console)
+    for notice in judged.provenance.get("notices", []):
+        console.print(Text(f"notice: {notice}"), soft_wrap=True)
     if files:
         names = ", ".join(path.name for path in files)
         console.print(Text(f"Written to {files[0].parent}: {names}"), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ def system_names() -> list[str]:
 
 
 def load_system(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     frame: int | None = None,
     charge: int | None = None,
@@ -47,7 +48,7 @@ def load_system(
     StructureError : a file or geometry that cannot be used, or a shipped file that was changed
     """
     given = {"frame": frame, "charge": charge, "spin": spin_multiplicity}
-    spec, options = split_spec(with_options(spec, **given))
+    spec, options = split_spec(with_options(os.fspath(spec), **given))
     frame, charge, spin_multiplicity = (options.get(key) for key in given)
     if spec in system_names():
         from omm_mlff.systems.shipped import load_shipped

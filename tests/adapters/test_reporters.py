@@ -492,3 +492,44 @@ def test_amber_at_a_usual_timestep_is_left_alone(energy):
     ours.reporters.append(reporter)
     ours.step(2500)
     assert reporter.events == []
+
+
+FORGOTTEN = """
+    import sys
+    sys.path[:0] = ["tests", "tests/adapters"]
+    from omm_mlff import TrajectoryReporter
+    from test_reporters import simulation
+    ours = simulation()
+    ours.reporters.append(TrajectoryReporter(sys.argv[1], 2))
+    ours.step(10)
+"""
+
+
+def test_a_reporter_that_nobody_closes_has_its_file_when_the_script_ends(tmp_path):
+    file = tmp_path / "run.h5"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORGOTTEN), str(file)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mdtraj.load(str(file)).n_frames == 5
+    assert not (tmp_path / "run.h5.parts").exists()
+
+
+def test_a_reporter_that_goes_away_has_its_file(tmp_path):
+    file = tmp_path / "run.h5"
+    ours = simulation()
+    ours.reporters.append(TrajectoryReporter(file, 2))
+    ours.step(6)
+    assert not file.exists()
+    ours.reporters.clear()
+    assert mdtraj.load(str(file)).n_frames == 3
+
+
+def test_reporters_tell_in_one_line_what_they_are(tmp_path):
+    assert repr(TrajectoryReporter(tmp_path / "a.h5", 5)).endswith("a.h5: every 5 steps>")
+    assert repr(StabilityReporter(10)) == "<StabilityReporter every 10 steps: 0 events>"

@@ -195,6 +195,7 @@ PRINTING = """
     def callback():
         for _ in range({n_lines}):
             sys.stdout.write("a line that somebody reads\\n")
+        return {code}
     fake = types.ModuleType("omm_mlff.cli.doctor")
     fake.doctor = click.Command("doctor", callback=callback)
     sys.modules["omm_mlff.cli.doctor"] = fake
@@ -203,12 +204,16 @@ PRINTING = """
 
 
 @pytest.mark.parametrize("n_lines", [1, 20000])  # seen when flushed at the end; when written
-def test_a_reader_that_goes_away_is_no_traceback(n_lines: int) -> None:
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_reader_that_goes_away_changes_neither_the_exit_code_nor_the_errors(
+    n_lines: int, code: int
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = in_a_process(PRINTING.format(words=["doctor"], n_lines=n_lines), stdout=writing)
+    text = PRINTING.format(words=["doctor"], n_lines=n_lines, code=code)
+    done = in_a_process(text, stdout=writing)
     os.close(writing)
-    assert done.returncode == 4
+    assert done.returncode == code
     assert done.stderr == ""
 
 
@@ -216,7 +221,7 @@ def test_a_reader_that_goes_away_is_no_traceback(n_lines: int) -> None:
 @pytest.mark.parametrize("words", [["doctor"], ["--help"]])
 def test_a_full_disk_under_the_output_ends_in_4(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        done = in_a_process(PRINTING.format(words=words, n_lines=20000), stdout=full)
+        done = in_a_process(PRINTING.format(words=words, n_lines=20000, code=0), stdout=full)
     assert done.returncode == 4
     assert "the disk is full" in done.stderr
     assert "Traceback" not in done.stderr

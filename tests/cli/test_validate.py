@@ -170,7 +170,7 @@ def test_a_full_disk_ends_in_4(tmp_path, capsys, monkeypatch, short):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("omm_mlff.dynamics.replicas.np.savez", full)
+    monkeypatch.setattr("omm_mlff.dynamics.checkpoint.np.savez", full)
     words = ["validate", "--model", "ultra-tiny", "--profile", short, "--out", str(tmp_path / "o")]
     assert main(words) == 4
     assert "the disk is full" in capsys.readouterr().err

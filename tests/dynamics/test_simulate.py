@@ -323,7 +323,7 @@ def test_a_full_disk_is_an_error_of_storage(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("omm_mlff.dynamics.replicas.np.savez", full)
+    monkeypatch.setattr("omm_mlff.dynamics.checkpoint.np.savez", full)
     with pytest.raises(StorageError, match="disk is full"):
         run(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"

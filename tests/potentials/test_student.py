@@ -70,6 +70,75 @@ def test_a_student_refuses_a_system_that_does_not_fit_its_topology():
         add_student(openmm.System(), system.topology, "tiny")
 
 
+def energy_of(openmm_system, positions):
+    context = openmm.Context(
+        openmm_system,
+        openmm.VerletIntegrator(0.0005),
+        openmm.Platform.getPlatformByName("Reference"),
+    )
+    context.setPositions(positions)
+    return context.getState(energy=True).getPotentialEnergy()._value
+
+
+def with_particles(system):
+    openmm_system = openmm.System()
+    for mass in system.masses:
+        openmm_system.addParticle(float(mass))
+    return openmm_system
+
+
+def test_a_system_without_a_box_of_its_own_gets_the_topologys():
+    """OpenMM begins every System with a box of 2 nm, in which a bigger one overlaps itself."""
+    box = load_system("water-box:64")
+    by_hand = with_particles(box)
+    add_student(by_hand, box.topology, "ultra-tiny")
+    np.testing.assert_allclose(
+        [list(row._value) for row in by_hand.getDefaultPeriodicBoxVectors()], box.box_vectors
+    )
+    with Evaluator(StudentPotential("ultra-tiny"), box, "Reference") as evaluator:
+        energies, _ = evaluator.evaluate(box.positions[None])
+    assert energy_of(by_hand, box.positions) == pytest.approx(energies[0], abs=0.05)
+
+
+def test_a_system_with_another_box_than_the_topologys_is_refused():
+    box = load_system("water-box:64")
+    by_hand = with_particles(box)
+    by_hand.setDefaultPeriodicBoxVectors(*(3.0 * np.eye(3)))
+    with pytest.raises(InputError, match=r"box has edges of 3 3 3 nm, the topology's of 1\.243"):
+        add_student(by_hand, box.topology, "ultra-tiny")
+
+
+@pytest.mark.parametrize("backend", ["torchforce", "pythonforce"])
+def test_whatever_is_a_student_is_taken(backend, tmp_path):
+    from omm_mlff.students.checkpoint import checkpoint_folder
+
+    water = load_system("water")
+    folder = checkpoint_folder("ultra-tiny")
+    given = ["ultra-tiny", folder, str(folder), load_student("ultra-tiny")]
+    found = []
+    for student in [*given, StudentPotential("ultra-tiny")]:
+        by_hand = with_particles(water)
+        add_student(by_hand, water.topology, student, backend=backend)
+        found.append(energy_of(by_hand, water.positions))
+    assert found == [found[0]] * 5
+
+
+def test_a_system_with_a_loaded_student_in_a_pythonforce_can_be_copied():
+    import copy
+
+    water = load_system("water")
+    by_hand = with_particles(water)
+    add_student(by_hand, water.topology, load_student("ultra-tiny"), backend="pythonforce")
+    again = copy.deepcopy(by_hand)
+    assert energy_of(again, water.positions) == energy_of(by_hand, water.positions)
+
+
+def test_what_is_no_student_is_refused_with_what_would_be_one():
+    water = load_system("water")
+    with pytest.raises(InputError, match=r"wanted a student.*got a int"):
+        add_student(with_particles(water), water.topology, 5)
+
+
 def test_a_student_refuses_an_element_by_hand_too():
     topology = app.Topology()
     residue = topology.addResidue("X", topology.addChain())
@@ -197,5 +266,5 @@ def test_options_of_a_spec_are_kept_and_others_refused():
         load_potential("tiny?engine=fast")
     with pytest.raises(InputError, match="options are engine and cuda_graphs, got 'speed'"):
         load_potential("tiny?speed=2")
-    with pytest.raises(InputError, match="wanted cuda_graphs True or False, got 1"):
+    with pytest.raises(InputError, match="wanted cuda_graphs auto, True or False, got 1"):
         load_potential("tiny?cuda_graphs=1")

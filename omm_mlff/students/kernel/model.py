@@ -44,11 +44,7 @@ class KernelModel:
     """
 
     def __init__(self, student: Student) -> None:
-        strange = next((m for m in student.modules() if type(m) not in _KNOWN + _KNOWN_TORCH), None)
-        if strange is not None:
-            raise KernelError(f"the kernel knows no {type(strange).__name__}")
-        if student.dtype not in (torch.float32, torch.float64):
-            raise KernelError(f"the kernel is for float32 and float64, not {student.dtype}")
+        check_parts(student)
         self._library = library()
         config = student.config
         shape = np.array(
@@ -158,6 +154,20 @@ class KernelModel:
         )
         _check(status)
         return energies, forces
+
+
+def check_parts(student: Student) -> None:
+    """Refuse a student that a kernel, of the host or of a device, would compute wrongly.
+
+    Raises
+    ------
+    KernelError : it is not made of what the kernels know
+    """
+    strange = next((m for m in student.modules() if type(m) not in _KNOWN + _KNOWN_TORCH), None)
+    if strange is not None:
+        raise KernelError(f"the kernel knows no {type(strange).__name__}")
+    if student.dtype not in (torch.float32, torch.float64):
+        raise KernelError(f"the kernel is for float32 and float64, not {student.dtype}")
 
 
 def kernel_numbers(student: Student) -> Iterator[Floats]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from springs import SpringPotential, triatomic
 
-from omm_mlff.dynamics.replicas import Batch
+from omm_mlff.dynamics.batch import _Course
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.dynamics.stability_watch import Watch
 from omm_mlff.potentials.registry import load_potential
@@ -35,7 +35,7 @@ def run(folder: Path, potential: Any, name: str, **changes: Any) -> RunRecord:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batch, "_ring", lambda self, tap, n_frames: None)
+    monkeypatch.setattr(_Course, "_blocks", lambda self, room: None)
 
 
 def frames(record: RunRecord, replica: int) -> dict[str, Any]:
