@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
+from rdkit import Chem
 
 from omm_mlff.errors import StructureError
 from omm_mlff.systems.text import MAX_ATOMS, require_numbers, require_size
@@ -38,13 +39,13 @@ class XyzFrame:
     Attributes
     ----------
     atoms : ASE's, with a cell (angstrom) where the frame has a box, and with results it may have
-    mass_numbers : of isotopes, by atom index
+    isotopes : masses of deuterium and tritium, by atom index, dalton
     charge, spin_multiplicity : as the comment says; None where it says nothing
     n_columns_left : columns that no `Properties=` declares
     """
 
     atoms: Any
-    mass_numbers: Mapping[int, int]
+    isotopes: Mapping[int, float]
     charge: int | None
     spin_multiplicity: int | None
     n_columns_left: int
@@ -163,7 +164,9 @@ def _read_frame(path: Path, comment: str, rows: list[str]) -> XyzFrame:
         plain.append(" ".join(fields[:width]))
     atoms = _by_ase(path, comment if info else "", plain)
     _set_cell(path, atoms, info)
-    return XyzFrame(atoms, isotopes, _whole(path, info, _CHARGE_KEYS), _spin(path, info), n_left)
+    table = Chem.GetPeriodicTable()
+    masses = {index: table.GetMassForIsotope(1, number) for index, number in isotopes.items()}
+    return XyzFrame(atoms, masses, _whole(path, info, _CHARGE_KEYS), _spin(path, info), n_left)
 
 
 def _comment(comment: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class LabelledFrames:
     box_vectors : shape (3, 3), or None
     charge, spin_multiplicity : None where the file does not say
     temperature_K : shape (n_frames,), of the dynamics that a frame is from; NaN where not known
+    isotopes : masses of atoms that are not of the usual mixture, by index, dalton
     frame : index of the first frame in the file, where it counts frames; else None
     """
 
@@ -34,6 +36,7 @@ class LabelledFrames:
     charge: int | None = None
     spin_multiplicity: int | None = None
     temperature_K: Float | None = None
+    isotopes: Mapping[int, float] = field(default_factory=dict)
     frame: int | None = None
 
 

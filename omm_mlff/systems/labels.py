@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import logging
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -110,7 +110,10 @@ def labelled_systems(
     units = stated_units(
         known, options.energy_unit, options.length_unit, options.force_unit, source
     )
-    groups = [_converted(source, part, units) for part in _gathered(source, frames)]
+    wanted = {system.species.tobytes() for system in onto}
+    groups = [_converted(source, part, units) for part in _gathered(source, frames, wanted)]
+    if not groups and wanted:
+        raise InputError(_none_fits(source, onto[0]))
     if not groups:
         raise InputError(f"{source} holds no labelled frame; wanted energies and forces")
     if onto:
@@ -147,7 +150,7 @@ def _read(
 
 
 def _from_arrays(arrays: Mapping[str, Any]) -> LabelledFrames:
-    wanted = {field.name for field in dataclasses.fields(LabelledFrames)} - {"frame"}
+    wanted = {field.name for field in dataclasses.fields(LabelledFrames)} - {"frame", "isotopes"}
     unknown = sorted(set(arrays) - wanted)
     lacking = [key for key in ("species", "positions", "energies", "forces") if key not in arrays]
     if unknown or lacking:
@@ -165,10 +168,19 @@ def _from_arrays(arrays: Mapping[str, Any]) -> LabelledFrames:
     return LabelledFrames(species=species, **given, **numbers)  # type: ignore[arg-type]
 
 
-def _gathered(source: str, parts: Iterable[LabelledFrames]) -> list[LabelledFrames]:
-    """Frames of the same atoms in the same order, charge, spin and box, put together."""
+def _gathered(
+    source: str, parts: Iterable[LabelledFrames], wanted: Set[bytes]
+) -> list[LabelledFrames]:
+    """Frames of the same atoms in the same order, charge, spin and box, put together.
+
+    Parameters
+    ----------
+    wanted : species that are looked for; all where it is empty, and then not too many
+    """
     found: dict[tuple[Any, ...], list[LabelledFrames]] = {}
     for part in parts:
+        if wanted and part.species.tobytes() not in wanted:
+            continue
         n, n_atoms = len(part.positions), len(part.species)
         shapes = (part.positions.shape, part.energies.shape, part.forces.shape)
         if shapes != ((n, n_atoms, 3), (n,), (n, n_atoms, 3)):
@@ -177,8 +189,11 @@ def _gathered(source: str, parts: Iterable[LabelledFrames]) -> list[LabelledFram
                 f"got {shapes[0]}, {shapes[2]} and {shapes[1]}"
             )
         box = None if part.box_vectors is None else part.box_vectors.tobytes()
-        key = (part.species.tobytes(), part.charge, part.spin_multiplicity, box)
+        isotopes = tuple(sorted(part.isotopes.items()))
+        key = (part.species.tobytes(), part.charge, part.spin_multiplicity, box, isotopes)
         found.setdefault(key, []).append(part)
+        if len(found) > MAX_SYSTEMS and not wanted:
+            raise InputError(_too_many(source))
     return [_joined(group) for group in found.values()]
 
 
@@ -236,10 +251,7 @@ def _found(
             systems.append(_labelled(system, group, same, source, sha256, options))
             left = np.setdiff1d(left, same)
             if len(systems) > MAX_SYSTEMS:
-                raise InputError(
-                    f"{source} holds more than {MAX_SYSTEMS} systems (compositions, or bonds that "
-                    "differ); wanted fewer: choose some, or name them with --system"
-                )
+                raise InputError(_too_many(source))
     return systems
 
 
@@ -267,6 +279,7 @@ def _structure(
         box_vectors=group.box_vectors,
         charge=group.charge,
         spin_multiplicity=group.spin_multiplicity,
+        masses=dict(group.isotopes),
         unit_is_stated=False,
     )
     return whole(structure, options.charge, options.spin_multiplicity)
@@ -317,9 +330,20 @@ def _attached(
             same = np.flatnonzero(_with_these_bonds(system, group.positions))
             if len(same):
                 return _labelled(system, group, same, source, sha256, options)
-    raise InputError(
+    raise InputError(_none_fits(source, system))
+
+
+def _none_fits(source: str, system: MolecularSystem) -> str:
+    return (
         f"{source} has no frame with the atoms of {system.name} in its order and with its bonds; "
         "leave out --system, or name the structure that the labels are of"
+    )
+
+
+def _too_many(source: str) -> str:
+    return (
+        f"{source} holds more than {MAX_SYSTEMS} systems (compositions, or bonds that differ); "
+        "wanted fewer: choose some, or name them with --system"
     )
 
 

@@ -343,3 +343,54 @@ def test_options_are_refused_where_a_system_has_its_own() -> None:
         load_system("water", charge=0)
     with pytest.raises(StructureError, match="leave out --frame"):
         load_system("water-box:8", frame=1)
+
+
+@pytest.mark.parametrize("spec", ["tiny?engine=scripted", "tiny"])
+def test_a_box_smaller_than_twice_the_cutoff_is_eight_of_its_copies(spec: str) -> None:
+    from openmm.app import Topology
+
+    from omm_mlff.dynamics.evaluator import Evaluator
+    from omm_mlff.potentials.registry import load_potential
+    from omm_mlff.systems.build import build_system
+
+    small, potential = load_system("water-box:8"), load_potential(spec)
+    assert small.box_vectors is not None
+    side = small.box_vectors[0, 0]
+    assert potential.card.cutoff_nm is not None
+    assert side < 2.0 * potential.card.cutoff_nm
+    shifts = side * np.stack(np.meshgrid(*[[0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    topology = Topology()
+    residue = topology.addResidue("UNL", topology.addChain())
+    for k in range(8):
+        for atom in small.topology.atoms():
+            topology.addAtom(f"{atom.name}-{k}", atom.element, residue)
+    large = build_system(
+        name="copies",
+        source="test",
+        topology=topology,
+        positions=(small.positions[None] + shifts[:, None]).reshape(-1, 3),
+        bonds=np.concatenate([small.bonds + k * small.n_atoms for k in range(8)]),
+        box_vectors=2.0 * small.box_vectors,
+    )
+    with (
+        Evaluator(potential, small, "Reference") as one,
+        Evaluator(potential, large, "Reference") as eight,
+    ):
+        energy, forces = one.evaluate(small.positions[None])
+        energies, all_forces = eight.evaluate(large.positions[None])
+    assert energies[0] == pytest.approx(8.0 * energy[0], rel=1e-6)
+    np.testing.assert_allclose(
+        all_forces.reshape(8, -1, 3), np.tile(forces, (8, 1, 1)), atol=0.05
+    )  # float32; forces are some 1000 kJ/mol/nm
+
+
+@pytest.mark.parametrize("option", ["charge=x", "colour=1", "charge=1&charge=2", "frame=1.5"])
+def test_an_option_that_is_none_is_refused(option: str) -> None:
+    refused(f"{CASES}/helium.xyz?{option}", "wanted whole numbers for frame, charge, spin")
+
+
+def test_options_may_stand_in_the_spec() -> None:
+    spec = f"{CASES}/two-frames.xyz?frame=1"
+    assert load_system(spec).positions[0, 2] == pytest.approx(0.01273)
+    with pytest.raises(StructureError, match="says frame 1, and --frame says 0"):
+        load_system(spec, frame=0)

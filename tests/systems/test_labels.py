@@ -355,3 +355,24 @@ def test_charge_and_box_of_labels_are_those_of_their_system(tmp_path: Path) -> N
     assert system.charge == 1
     np.testing.assert_allclose(system.box_vectors, 0.9 * np.eye(3), atol=1e-12)
     np.testing.assert_allclose(system.reference.positions[0], system.positions, atol=1e-12)
+
+
+def test_deuterium_in_labels_has_its_mass(tmp_path: Path) -> None:
+    words = "Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0"
+    rows = "O 0 0 0.1173 0 0 0\nD 0 0.7572 -0.4692 0 0 0\nD 0 -0.7572 -0.4692 0 0 0\n"
+    (tmp_path / "heavy.xyz").write_text(f"3\n{words}\n{rows}")
+    (system,) = labelled_systems(tmp_path / "heavy.xyz")
+    np.testing.assert_allclose(system.masses, [15.999, 2.0141, 2.0141], atol=1e-3)
+
+
+def test_a_library_is_refused_unless_a_system_is_named(tmp_path: Path) -> None:
+    helium = [
+        Atoms("He" * (k + 1), positions=[[5.0 * n, 0, 0] for n in range(k + 1)]) for k in range(60)
+    ]
+    for atoms in helium:
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)))
+    ase_write(tmp_path / "many.xyz", helium + as_atoms("water"), format="extxyz")
+    with pytest.raises(InputError, match="more than 50 systems"):
+        labelled_systems(tmp_path / "many.xyz")
+    (water,) = labelled_systems(tmp_path / "many.xyz", None, [load_system("water")])
+    assert water.reference.n_frames == N_FRAMES

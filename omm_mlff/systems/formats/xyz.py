@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from rdkit import Chem
 
 from omm_mlff.systems.extended_xyz import frame_starts, read_frames
 from omm_mlff.systems.frames import the_frame
@@ -41,7 +40,6 @@ def read(path: Path, frame: int | None = None) -> Structure:
         )
     atoms = found.atoms
     symbols = atoms.get_chemical_symbols()
-    table = Chem.GetPeriodicTable()
     return Structure(
         name=path.stem,
         source=str(path),
@@ -51,9 +49,6 @@ def read(path: Path, frame: int | None = None) -> Structure:
         box_vectors=np.array(atoms.cell) * NM_PER_ANGSTROM if atoms.pbc.all() else None,
         charge=found.charge,
         spin_multiplicity=found.spin_multiplicity,
-        masses={
-            index: table.GetMassForIsotope(int(atoms.numbers[index]), mass_number)
-            for index, mass_number in found.mass_numbers.items()
-        },
+        masses=dict(found.isotopes),
         unit_is_stated=False,
     )

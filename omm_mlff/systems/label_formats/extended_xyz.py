@@ -54,6 +54,7 @@ def read(path: Path, keys: LabelKeys) -> Iterator[LabelledFrames]:
             charge=found.charge,
             spin_multiplicity=found.spin_multiplicity,
             temperature_K=np.array(temperature[:1] or [np.nan]),
+            isotopes=found.isotopes,
             frame=number,
         )
 
