@@ -91,6 +91,7 @@ class ReferenceLabels:
         is not known
     method : the method that made the labels, such as "ANI-1ccx"
     source, sha256 : the file of a user that they are from, and a hash of it; empty for shipped ones
+    units : of that file
     held_out : whether they trained the model, as whoever brought them says: "yes" they did not
     """
 
@@ -102,6 +103,7 @@ class ReferenceLabels:
     method: str
     source: str = ""
     sha256: str = ""
+    units: str = ""
     held_out: HeldOut = "yes"
 
     @property

@@ -93,6 +93,7 @@ def test_the_report_says_whose_labels_these_are(like_itself, methanol: Path) -> 
     (labels,) = verdict["provenance"]["labels"].values()
     assert labels["held_out"] == "no (the user's word)"
     assert len(labels["sha256"]) == 64
+    assert labels["units"] == "eV, angstrom, eV/angstrom"
     assert verdict["provenance"]["teacher"]["spec"] == "tiny?engine=scripted"
     assert verdict["provenance"]["teacher"]["labels_differ_from_it_by"]["CH4O"] < 1e-4
     command = verdict["provenance"]["command"]

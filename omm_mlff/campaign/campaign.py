@@ -443,6 +443,7 @@ def _user_references(campaign: Campaign) -> dict[str, Any]:
             labels[system.name] = {
                 "file": reference.source,
                 "sha256": reference.sha256,
+                "units": reference.units,
                 "method": reference.method,
                 "n_frames": reference.n_frames,
                 "held_out": f"{reference.held_out} (the user's word)",

@@ -123,7 +123,13 @@ def labelled_systems(
     declared = bool(options.force_unit or options.energy_unit)
     for system in systems:
         _require_units(system, units, source, declared=declared)
-    return tuple(systems)
+    return tuple(
+        dataclasses.replace(
+            system, reference=dataclasses.replace(system.reference, units=str(units))
+        )
+        for system in systems
+        if system.reference is not None
+    )
 
 
 def _read(
