@@ -283,6 +283,10 @@ class Listening(Spring):
     def calculate(self, atoms=None, properties=("energy",), system_changes=()):
         super().calculate(atoms, properties, system_changes)
         self.heard = atoms.info["charge"], atoms.info["spin"]
+        self.sums = (
+            float(atoms.get_initial_charges().sum()),
+            float(atoms.get_initial_magnetic_moments().sum()),
+        )
         self.results["energy"] += 0.1 * atoms.info["charge"] + 0.01 * atoms.info["spin"]
 
 
@@ -293,8 +297,10 @@ def test_a_calculator_that_reads_charge_and_spin_gets_them():
     assert potential.unsupported(ion) is None
     (energy,), _ = potential.energies_and_forces(ion.positions[None], ion)
     assert calculator.heard == (-1, 2)
+    assert calculator.sums == pytest.approx((-1.0, 1.0))
     (neutral,), _ = potential.energies_and_forces(pair().positions[None], pair())
     assert calculator.heard == (0, 1)
+    assert calculator.sums == (0.0, 0.0)
     assert energy - neutral == pytest.approx((-0.1 + 0.01) * EV)
 
 

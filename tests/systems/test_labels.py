@@ -376,3 +376,19 @@ def test_a_library_is_refused_unless_a_system_is_named(tmp_path: Path) -> None:
         labelled_systems(tmp_path / "many.xyz")
     (water,) = labelled_systems(tmp_path / "many.xyz", None, [load_system("water")])
     assert water.reference.n_frames == N_FRAMES
+
+
+def test_labels_in_a_turned_box_are_turned_with_it(tmp_path: Path) -> None:
+    """Forces that are as long as the positions stay so, in every direction."""
+    words = "Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0"
+    lattice = 'Lattice="0 9 0 1 0 10 11 2 0"'
+    rows = ["O 1.0 2.0 3.1173", "H 1.0 2.7572 2.5308", "H 1.0 1.2428 2.5308"]
+    table = "".join(f"{row} {row[2:]}\n" for row in rows)
+    (tmp_path / "turned.xyz").write_text(f"3\n{words} {lattice}\n{table}")
+    (labelled,) = labelled_systems(tmp_path / "turned.xyz")
+    read = load_system(str(tmp_path / "turned.xyz"))
+    np.testing.assert_allclose(labelled.box_vectors, read.box_vectors, atol=1e-12)
+    (positions,), (forces,) = labelled.reference.positions, labelled.reference.forces
+    np.testing.assert_allclose(positions, read.positions, atol=1e-12)
+    assert not np.allclose(positions[0], [0.1, 0.2, 0.31173])
+    np.testing.assert_allclose(forces / EV / 10.0, positions * 10.0, atol=1e-9)
