@@ -1,7 +1,7 @@
 # Each target brings its own set-up: python3 (3.11 to 3.13), git and make are all that it needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help validate test check lint setup
+.PHONY: help validate test check lint setup compat
 
 MODEL ?= tiny
 ARGS ?=
@@ -36,6 +36,7 @@ help: ## list the targets
 	@echo "make test       install what the tests need, then run them on all cores with coverage"
 	@echo "make check      lint, format, types and tests"
 	@echo "make lint       lint, format and types only"
+	@echo "make compat     the smoke tests in the oldest and newest versions that are admitted: some GB"
 	@echo "make setup      install only, with everything that tests and training need"
 	@echo
 	@echo "variables: MODEL=$(MODEL)  ARGS='--profile standard'  EXTRA=$(EXTRA) (cpu, cuda12, cuda13)"
@@ -47,7 +48,7 @@ validate: $(RUNNING)
 	case $$code in 0|1|3) exit 0 ;; *) exit $$code ;; esac
 
 test: $(TESTING)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup \
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder \
 		--cov=omm_mlff --cov-report=term:skip-covered --cov-fail-under=80
 
 lint: $(TESTING)
@@ -56,6 +57,9 @@ lint: $(TESTING)
 	$(RUN) -m mypy
 
 check: lint test
+
+compat: $(TESTING)
+	PYTHON=$(abspath $(RUN)) scripts/compat.sh $(LAYERS)
 
 setup: $(TESTING)
 	@echo "$(VENV) is ready: $(VENV)/bin/omm-mlff --help"

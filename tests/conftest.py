@@ -10,6 +10,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPE
     os.environ[_name] = "1"
 
 import functools
+from collections import Counter
 
 import openmm
 import psutil
@@ -73,6 +74,9 @@ def group_of(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes longest begins first, so that no process waits for another at the end.
+    n_slow = Counter(group_of(item) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -n_slow[group_of(item)])
     marked = [item for item in items if item.get_closest_marker("cuda")]
     reason = cuda_obstacle() if marked else None
     for item in items:

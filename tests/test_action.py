@@ -143,6 +143,7 @@ def test_the_action_is_whole() -> None:
     assert STEPS["Keep the reports"]["if"].startswith("${{ always()")
 
 
+@pytest.mark.slow
 def test_a_validation_ends_the_job_and_leaves_its_reports(runner: Runner) -> None:
     (runner.folder / "my profile.toml").write_text(PROFILE)
     runner.program(

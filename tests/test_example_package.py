@@ -62,6 +62,7 @@ def validated(folder: Path, site: Path, model: str) -> dict:
     return verdict
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("ultra-tiny" not in student_names(), reason="no checkpoint here")
 def test_a_check_of_another_package_is_judged_with_its_default_criteria(
     tmp_path: Path, installed: Path
@@ -75,6 +76,7 @@ def test_a_check_of_another_package_is_judged_with_its_default_criteria(
     assert limit["system"] == "water"
 
 
+@pytest.mark.slow
 def test_a_model_source_of_another_package_reaches_a_verdict(
     tmp_path: Path, installed: Path
 ) -> None:

@@ -80,6 +80,16 @@ def test_another_plugin_replaces_the_one_that_is_there(ready: Path) -> None:
     assert (ready / ".installed-cuda13-for-tests").exists()
 
 
+@pytest.mark.parametrize(("words", "processes"), [([], "auto"), (["WORKERS=3"], "3")])
+def test_the_tests_run_on_all_cores_unless_told_otherwise(
+    ready: Path, words: list[str], processes: str
+) -> None:
+    done = make("test", f"VENV={ready}", "EXTRA=cpu", *words)
+    called = next(line for line in done.stdout.splitlines() if line.startswith("python -m pytest"))
+    assert f" -n {processes} --dist loadgroup " in called
+    assert "--cov-fail-under=80" in called
+
+
 def test_a_failed_installation_is_tried_again(ready: Path) -> None:
     (ready / ".installed-cpu").unlink()
     program(ready / "bin" / "python", "exit 1")

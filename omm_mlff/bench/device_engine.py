@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omm_mlff.errors import KernelError, OmmMlffError
+from omm_mlff.errors import KernelError, OmmMlffError, PlatformError
 from omm_mlff.forces.scripting import script
 from omm_mlff.students.checkpoint import load_student
 from omm_mlff.students.engine import MoleculeEngine
-from omm_mlff.students.kernel.device import DeviceModel, Launch, compiled_kernel
+from omm_mlff.students.kernel.device import DeviceModel, Launch, compiled_kernel, device_of
 from omm_mlff.students.kernel.layout import PHASES, cluster_sizes, variant_of
 from omm_mlff.students.student import Student
 from omm_mlff.systems import load_system
@@ -50,6 +53,7 @@ _BLOCK_S = 0.05
 _REPETITIONS = 5
 _WARM_UP = 4
 _PROFILED_CALLS = 20
+_CLUSTER_ARCHITECTURE = 90
 
 
 @dataclass(frozen=True)
@@ -268,9 +272,10 @@ def main(
         and molecule in (molecules.split(",") if molecules else [molecule])
     ]
     if architecture:
-        _fill_cache(architecture, {student for student, _ in cases})
+        _fill_cache(architecture, (student for student, _ in cases), profiled=with_profile)
         return
-    faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True)
+    assert sys.__stderr__ is not None
+    faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True, file=sys.__stderr__)
     ends = time.monotonic() + limit_s
     rows: list[dict[str, Any]] = []
     document: dict[str, Any] = {"rows": rows, "profiles": {}}
@@ -278,6 +283,9 @@ def main(
     try:
         document["device"] = torch.cuda.get_device_name()
         document["torch"] = torch.__version__
+        here = device_of(torch.cuda.current_device())
+        architecture = f"sm_{here.architecture}"
+        _fill_cache(architecture, (student for student, _ in cases), profiled=with_profile)
         for n_copies in map(int, copies.split(",")):
             for student, molecule in cases:
                 if time.monotonic() > ends:
@@ -292,8 +300,9 @@ def main(
                 ticks = _profile_or_reason(student, molecule, n_copies)
                 document["profiles"][f"{student}, {molecule}, {n_copies}"] = ticks
         (out / FILE_NAME).write_text(json.dumps(document, indent=1), encoding="utf-8")
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"error: CUDA cannot be used: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, OmmMlffError) as error:
+        click.echo(f"error: CUDA cannot be used: {str(error).splitlines()[0]}", err=True)
+        raise SystemExit(PlatformError.exit_code) from error
     finally:
         click.echo(table(rows))
         for name, ticks in document["profiles"].items():
@@ -321,19 +330,21 @@ def _profile_or_reason(student: str, molecule: str, n_copies: int) -> dict[str, 
         return str(error)
 
 
-def _fill_cache(architecture: str, students: set[str]) -> None:
-    for name in sorted(students):
-        student = load_student(name)
-        for cluster in cluster_sizes(student.config.n_features):
-            for profiled in (False, True):
-                if profiled and name != "original":
-                    continue
-                started = time.perf_counter()
-                compiled_kernel(architecture, variant_of(student, cluster, profile=profiled))
-                took = time.perf_counter() - started
-                click.echo(
-                    f"{architecture} {name} cluster {cluster} profile {profiled}: {took:.1f} s"
-                )
+def _fill_cache(architecture: str, students: Iterable[str], *, profiled: bool) -> None:
+    """Compile what the table needs, side by side: one after another it would take minutes."""
+    variants = [
+        variant_of(student, cluster, profile=profile)
+        for student in map(load_student, sorted(set(students)))
+        for cluster in cluster_sizes(student.config.n_features)
+        for profile in (
+            (False, True) if profiled and student.config.name == "original" else (False,)
+        )
+        if cluster == 1 or int(architecture.removeprefix("sm_")) >= _CLUSTER_ARCHITECTURE
+    ]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(min(len(variants), os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda variant: compiled_kernel(architecture, variant), variants))
+    click.echo(f"{len(variants)} kernels for {architecture}: {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

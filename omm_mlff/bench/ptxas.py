@@ -95,9 +95,8 @@ def main() -> None:
         click.echo(row(architecture, "original", False, 1))
         if architecture in CLUSTERS:
             click.echo(row(architecture, "original", False, CLUSTERS[architecture]))
-        click.echo(row(architecture, "original", True, 1))
-        click.echo(row(architecture, "tiny", False, 1))
-        click.echo(row(architecture, "ultra-tiny", False, 1))
+    for name, float64 in (("original", True), ("tiny", False), ("ultra-tiny", False)):
+        click.echo(row(90, name, float64, 1))
 
 
 if __name__ == "__main__":

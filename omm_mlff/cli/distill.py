@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from omm_mlff.cli.progress import shown_progress
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _WORK = click.option(
@@ -25,6 +24,15 @@ _JOBS = click.option(
     default=1,
     show_default=True,
     help="Processes of one thread each; the result does not depend on it.",
+)
+
+_UNSEEN = click.option(
+    "--unseen",
+    "unseen_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("analysis/distill/unseen.npz.xz"),
+    show_default=True,
+    help="Frames of molecules that no student saw, of `unseen`.",
 )
 
 
@@ -64,7 +72,7 @@ def sample(
     """Sample frames, into WORK/frames (WORK/excursions with --student)."""
     from omm_mlff.distill.sample import sample_molecules
 
-    with _progress() as bar:
+    with shown_progress(one_line=True) as say:
         sample_molecules(
             work / ("frames" if student is None else "excursions"),
             seed=seed,
@@ -72,7 +80,7 @@ def sample(
             scale=scale,
             jobs=jobs,
             student_folder=student,
-            progress=_by_molecule(bar, "sampling"),
+            progress=functools.partial(_say_molecule, say, "sampling"),
         )
 
 
@@ -87,13 +95,13 @@ def label(work: Path, jobs: int) -> None:
     stages = [name for name in ("frames", "excursions") if (work / name).is_dir()]
     if not stages:
         raise InputError(f"{work} holds no frames; run: omm-mlff distill sample --work {work}")
-    with _progress() as bar:
-        for name in stages:
+    for stage in stages:
+        with shown_progress(one_line=True) as say:
             label_folder(
-                work / name,
-                work / _labels_of(name),
+                work / stage,
+                work / _labels_of(stage),
                 jobs=jobs,
-                progress=_by_molecule(bar, f"labelling {name}"),
+                progress=functools.partial(_say_molecule, say, f"labelling {stage}"),
             )
 
 
@@ -126,17 +134,13 @@ def train(work: Path, student: str, out: Path | None, seed: int, steps: int, res
     labelled, references = load_folders(folders)
     folder = work / "training" / student
     training = Training(TrainingPlan(student, steps, seed), labelled, references, folder)
-    with _progress() as bar:
-        task = bar.add_task(f"training {student}", total=steps)
+    with shown_progress(one_line=True) as say:
 
         def show(report: Report) -> None:
             held = report.heldout_force_rmse
             suffix = "" if held is None else f", held out {held:.3f} eV/Å"
-            bar.update(
-                task,
-                completed=report.step,
-                description=f"training {student}: force {report.force_mae:.3f} eV/Å{suffix}",
-            )
+            words = f"training {student}: force {report.force_mae:.3f} eV/Å{suffix}"
+            say(words, report.step, steps)
 
         training.run(resume=resume, progress=show)
     target = out or work / "checkpoints" / student
@@ -148,27 +152,121 @@ def train(work: Path, student: str, out: Path | None, seed: int, steps: int, res
         click.echo(f"no picture of the loss: {error}", err=True)
 
 
+@distill.command()
+@_WORK
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--turns",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Passes over all molecules, pairs and clusters; each gives about 55,000 frames.",
+)
+@click.option("--minutes", type=click.FloatRange(min=0.0), default=60.0, show_default=True)
+@click.option(
+    "--excursions",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Frames of a student's own dynamics, of `sample --student`, to be labelled too.",
+)
+def broad(work: Path, seed: int, turns: int, minutes: float, excursions: Path | None) -> None:
+    """Sample and label hundreds of molecules, into WORK/broad, then pack them.
+
+    Continues where it was interrupted; WORK/frames.npz.xz is what `omm_mlff.distill.fast` reads.
+    """
+    import torch
+
+    from omm_mlff.distill.broad import pack_folder, sample_broad
+    from omm_mlff.distill.packed import save_packed
+
+    torch.set_num_threads(1)
+    folder = work / "broad"
+    sample_broad(folder, seed=seed, turns=turns, seconds=60.0 * minutes, excursions=excursions)
+    frames, scale = pack_folder(folder)
+    target = work / "frames.npz.xz"
+    save_packed(target, frames, scale)
+    click.echo(f"{frames.n_frames} frames of {len(frames.names)} molecules: {target}")
+
+
+@distill.command()
+@_WORK
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--copies",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Of each molecule; pairs and clusters in proportion.",
+)
+def starts(work: Path, seed: int, copies: int) -> None:
+    """Write what a GPU samples from: WORK/starts.npz, and the teacher, WORK/teacher.safetensors."""
+    from safetensors.torch import save_file
+
+    from omm_mlff.distill.starts import make_starts, save_starts
+    from omm_mlff.teachers.mixed import teacher_tensors
+
+    made = make_starts(seed, copies)
+    save_starts(work / "starts.npz", made)
+    save_file(teacher_tensors(), str(work / "teacher.safetensors"))
+    click.echo(f"{made.n_structures} structures: {work / 'starts.npz'}")
+
+
+@distill.command()
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def unseen(out: Path) -> None:
+    """Sample and label the molecules that are held out whole."""
+    import torch
+
+    from omm_mlff.distill.packed import save_packed
+    from omm_mlff.distill.transfer import UnseenPlan, sample_unseen
+
+    torch.set_num_threads(1)
+    frames = sample_unseen(UnseenPlan(), click.echo)
+    save_packed(out, frames)
+    click.echo(f"{frames.n_frames} frames: {out}")
+
+
+@distill.command()
+@click.option("--student", "students", multiple=True, required=True, help="Name or folder.")
+@_UNSEEN
+@click.option("--json", "as_file", type=click.Path(dir_okay=False, path_type=Path))
+def errors(students: tuple[str, ...], unseen_file: Path, as_file: Path | None) -> None:
+    """Force errors of students side by side, at 300 and 500 K, molecules never seen included."""
+    import json
+
+    from omm_mlff.distill.packed import load_packed
+    from omm_mlff.distill.transfer import as_json, transfer_errors, transfer_table
+    from omm_mlff.students.checkpoint import load_student
+
+    frames = load_packed(unseen_file)
+    found = {name: transfer_errors(load_student(name), frames) for name in students}
+    click.echo(transfer_table(found), nl=False)
+    if as_file is not None:
+        as_file.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
+
+
+@distill.command()
+@click.option("--trained", type=_FOLDER, required=True, help="What a fast training left.")
+@click.option("--out", type=_FOLDER, required=True, help="Gets a checkpoint of each student.")
+@_UNSEEN
+def release(trained: Path, out: Path, unseen_file: Path) -> None:
+    """Make checkpoints, cards included, of what `omm_mlff.distill.fast` left."""
+    from omm_mlff.distill.packed import load_packed
+    from omm_mlff.distill.release import release as write
+    from omm_mlff.distill.transfer import transfer_table
+    from omm_mlff.students.student import STUDENT_CONFIGS
+
+    frames = load_packed(unseen_file)
+    there = [n for n in STUDENT_CONFIGS if (trained / f"{n}.safetensors").exists()]
+    found = {name: write(trained, name, out / name, frames) for name in there}
+    if found:
+        click.echo(transfer_table(found), nl=False)
+
+
 def _labels_of(stage: str) -> str:
     return "labels" if stage == "frames" else f"labels-{stage}"
 
 
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _by_molecule(bar: Progress, verb: str) -> Callable[[str, int, int], None]:
-    task = bar.add_task(verb, total=None)
-
-    def show(name: str, done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, description=f"{verb}: {name}")
-
-    return show
+def _say_molecule(
+    say: Callable[[str, int, int], None], verb: str, name: str, done: int, total: int
+) -> None:
+    say(f"{verb}: {name}", done, total)

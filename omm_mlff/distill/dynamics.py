@@ -71,7 +71,7 @@ def langevin(
     ----------
     function : positions (n_replicas, n_atoms, 3) -> energies eV, forces eV/angstrom
     positions : shape (n_replicas, n_atoms, 3), angstrom
-    masses : shape (n_atoms,), dalton
+    masses : shape (n_atoms,), or (n_replicas, n_atoms) of different molecules, dalton
     temperature_K : shape (n_replicas,)
     n_steps, stride : a frame is recorded after every `stride` steps
     velocities : shape of `positions`, angstrom/fs; drawn at `temperature_K` where None
@@ -85,7 +85,7 @@ def langevin(
     """
     x = np.array(positions, dtype=np.float64)
     n_replicas, _, _ = x.shape
-    m = np.asarray(masses, dtype=np.float64)[None, :, None]
+    m = np.atleast_2d(np.asarray(masses, dtype=np.float64))[..., None]
     thermal = np.sqrt(
         BOLTZMANN_EV * np.asarray(temperature_K)[:, None, None] * ACCELERATION / m
     )  # (n_replicas, n_atoms, 1), angstrom/fs

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from omm_mlff.campaign.workers import spread
 from omm_mlff.distill.dynamics import minimise
 from omm_mlff.distill.frames import Frames, LabelledFrames, load_frames, save_labels
 from omm_mlff.distill.molecules import SINGLE, Molecule, build_molecule
 from omm_mlff.distill.sample import needs_xtb
-from omm_mlff.distill.workers import spread
 from omm_mlff.teachers.ani import TEACHER_SPECIES, Teacher
 from omm_mlff.teachers.xtb import xtb_labels
 from omm_mlff.units import EV_PER_HARTREE, EV_PER_KJMOL

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from omm_mlff.campaign.workers import spread
 from omm_mlff.distill.dynamics import (
     BOLTZMANN_EV,
     EnergyFunction,
@@ -23,7 +24,6 @@ from omm_mlff.distill.molecules import (
     molecule_names,
     random_rotation,
 )
-from omm_mlff.distill.workers import spread
 from omm_mlff.teachers.ani import Teacher
 from omm_mlff.teachers.xtb import xtb_labels
 

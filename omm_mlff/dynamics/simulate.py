@@ -135,7 +135,8 @@ def _record(
     provenance["graph"] = {"replayed": built.graph, "reason": built.graph_reason}
     for line in built.notices:
         say_once(line)
-    provenance["notices"] = [*chosen.notices, *built.notices]
+    notices = (*before.get("notices", []), *chosen.notices, *built.notices)
+    provenance["notices"] = list(dict.fromkeys(notices))
     if device:
         provenance["device"] = device
     if before:

@@ -34,7 +34,8 @@ class Built:
     Attributes
     ----------
     force : the kind of Force
-    engines : what evaluates, by the device on which it is asked; empty where nothing is to choose
+    engines : what evaluates, by the device on which it is asked, such as "scripted" or "compiled
+        (C++)"; empty where nothing is to choose
     graph : whether evaluations on CUDA are captured once and replayed
     graph_reason : why, or why not, in one line; empty where nothing could be captured
     fallback : why this Force stands in for a TorchForce, in one line; empty where it does not

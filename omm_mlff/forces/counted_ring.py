@@ -40,7 +40,7 @@ class CountedRing:
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.energies = torch.zeros(n_slots, n_replicas, dtype=torch.float64, device=device)
         self.forces = torch.zeros(n_slots, n_replicas * n_atoms, 3, dtype=dtype, device=device)
-        self._landing: tuple[Tensor, Tensor] | None = None
+        self._landing: tuple[Tensor, Tensor, Tensor] | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def keep(self, energies: Tensor, forces: Tensor) -> None:
@@ -77,6 +77,7 @@ class CountedRing:
             self._landing = (
                 torch.empty(n, *self.energies.shape[1:], dtype=torch.float64, pin_memory=on_cuda),
                 torch.empty(n, *self.forces.shape[1:], dtype=self.forces.dtype, pin_memory=on_cuda),
+                torch.empty(1, dtype=torch.int64, pin_memory=on_cuda),
             )
         event = None
         if self.device.type == "cuda":
@@ -84,33 +85,41 @@ class CountedRing:
                 self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
-                self._copy(first, n)
+                self._copy(first, n, counter)
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
         else:
-            self._copy(first, n)
-        return Fetched(first, n, counter, *self._landing, self.shape, event)
+            self._copy(first, n, counter)
+        return Fetched(first, n, *self._landing, self.shape, event, counter)
 
-    def _copy(self, first: int, n: int) -> None:
+    def _copy(self, first: int, n: int, counter: Tensor) -> None:
         assert self._landing is not None
         slot = first % self.n_slots
         before_the_end = min(n, self.n_slots - slot)
-        for landing, ring in zip(self._landing, (self.energies, self.forces), strict=True):
+        self._landing[2].copy_(counter, non_blocking=True)
+        for landing, ring in zip(self._landing, (self.energies, self.forces), strict=False):
             landing[:before_the_end].copy_(ring[slot : slot + before_the_end], non_blocking=True)
             landing[before_the_end:n].copy_(ring[: n - before_the_end], non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Fetched:
-    """Evaluations on their way to the host."""
+    """Evaluations on their way to the host.
+
+    Attributes
+    ----------
+    landed_energies, landed_forces, landed_counter : on the host, once `event` has come
+    counter : on the device; must live until it was copied
+    """
 
     first: int
     n: int
-    counter: Tensor
     landed_energies: Tensor
     landed_forces: Tensor
+    landed_counter: Tensor
     shape: tuple[int, int, int]
     event: torch.cuda.Event | None
+    counter: Tensor
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """What was fetched, once it is there.
@@ -123,7 +132,7 @@ class Fetched:
         """
         if self.event is not None:
             self.event.synchronize()
-        if int(self.counter) != self.first + self.n:
+        if int(self.landed_counter) != self.first + self.n:
             return None
         forces = self.landed_forces[: self.n].to(torch.float64).numpy()
         return (

@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass, field
 
 from omm_mlff.errors import ValidationFailure
+from omm_mlff.forces.gpu_faults import device_was_lost
 from omm_mlff.schema import RAISED, PotentialCard
 
 OUR_OWN = ("student",)
@@ -27,7 +28,8 @@ _MACHINE = re.compile(
     r"out of memory|not enough memory|unable to allocate|(?:cannot|can't) allocate|bad_alloc"
     r"|MemoryError|OutOfMemory|no space left|CUDA error|CUDA_ERROR|CUDA runtime error|CUDA driver"
     r"|CU(?:BLAS|DNN|SOLVER|SPARSE|FFT|RAND)_STATUS|cu(?:BLAS|DNN|FFT) error|NVRTC|HIP error"
-    r"|device-side assert|\bcl[A-Z]\w+ ?\(-\d+\)|KeyboardInterrupt",
+    r"|device-side assert|GPU is lost|unspecified launch failure|fallen off the bus"
+    r"|\bcl[A-Z]\w+ ?\(-\d+\)|KeyboardInterrupt",
     re.IGNORECASE,
 )
 _NOT_A_NUMBER = re.compile(r"Particle \w+ is NaN|Energy is NaN|infinite or NaN|NaN encountered")
@@ -63,8 +65,8 @@ def own_error(error: Exception | str, card: PotentialCard) -> str:
         ) from cause
     if _MACHINE.search(f"{line}\n{error}"):
         raise ValidationFailure(
-            f"the machine failed while {card.name} was evaluated: {line}; run again with --resume, "
-            "with more memory, or on another --platform"
+            f"the machine failed while {card.name} was evaluated: {line}; "
+            f"{_how_to_go_on(str(error))}"
         ) from cause
     if card.source in OUR_OWN:
         raise ValidationFailure(
@@ -72,6 +74,15 @@ def own_error(error: Exception | str, card: PotentialCard) -> str:
             "of the student: report it"
         ) from cause
     return line
+
+
+def _how_to_go_on(message: str) -> str:
+    if device_was_lost(message):
+        return (
+            "the device is lost to this process, what was recorded is kept: go on with --resume in "
+            "a new one, elsewhere with another --platform"
+        )
+    return "run again with --resume, with more memory, or on another --platform"
 
 
 @dataclass

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,10 +30,10 @@ from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
+from omm_mlff.students.compiled import engine_on
 from omm_mlff.students.engine import (
     MAX_COMPLETE_ATOMS,
     Engine,
-    Scripted,
     SubsetEngine,
     build_engine,
     is_compiled_here,
@@ -167,7 +167,7 @@ class StudentPotential:
         openmm_system.addForce(force)
         return built_as(
             self.backend,
-            engines={"cpu": _engine_on(engine, "cpu"), "cuda": _engine_on(engine, "cuda")},
+            engines=_Engines(engine),
             graph=graph,
             graph_reason=self._graph_reason(system),
         )
@@ -213,6 +213,22 @@ class StudentPotential:
 
     def _known(self) -> Sequence[int]:
         return self.student.config.species
+
+
+class _Engines(Mapping[Device, str]):
+    """What evaluates where, asked of the engine itself: it may find out at its first evaluation."""
+
+    def __init__(self, engine: nn.Module) -> None:
+        self._engine = engine
+
+    def __getitem__(self, device: Device) -> str:
+        return engine_on(self._engine, device)
+
+    def __iter__(self) -> Iterator[Device]:
+        return iter(get_args(Device))
+
+    def __len__(self) -> int:
+        return len(get_args(Device))
 
 
 def add_student(
@@ -395,14 +411,6 @@ class StudentFunction:
 
     def __reduce__(self) -> tuple[type[StudentFunction], tuple[Any, ...]]:
         return StudentFunction, self._parameters
-
-
-def _engine_on(engine: nn.Module, device: Device) -> str:
-    """What evaluates where: a compiled engine has a scripted one inside where that computes."""
-    has_scripted = getattr(engine, "scripted", None) is not None
-    if isinstance(engine, Scripted) or (device != "cpu" and has_scripted):
-        return "scripted"
-    return "compiled"
 
 
 def _engine(

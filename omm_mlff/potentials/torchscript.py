@@ -121,8 +121,11 @@ class TorchScriptPotential:
         return Capabilities(
             tap=True,
             reads_box=True,
-            # To be tried: what a file does inside is not known.
-            graphs=not system.periodic and self.cuda_graphs is not False,
+            # To be tried: what a file does inside is not known. What is captured reads a parameter
+            # where it was then, and nobody promises that it is still there.
+            graphs=not system.periodic
+            and not self.signature.parameters
+            and self.cuda_graphs is not False,
             force="pythonforce" if self.backend == "pythonforce" else "torchforce",
         )
 
@@ -145,10 +148,15 @@ class TorchScriptPotential:
         graph = self.cuda_graphs is True and self.capabilities(system).graphs
         if graph:
             replay(openmm_system, True)
-        reason = {True: "asked for", False: "turned off", "auto": ""}[self.cuda_graphs]
-        return built_as(
-            self.backend, graph=graph, graph_reason="a box" if system.periodic else reason
-        )
+        return built_as(self.backend, graph=graph, graph_reason=self._graph_reason(system))
+
+    def _graph_reason(self, system: MolecularSystem) -> str:
+        """Why there is a graph, or none; empty where that is found out when a Context is made."""
+        if self.cuda_graphs is False:
+            return "turned off"
+        if not self.capabilities(system).graphs:
+            return "a box, or global parameters, which a graph would not follow"
+        return "asked for" if self.cuda_graphs is True else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """TorchScript is not pickled; the module goes as it would be saved."""

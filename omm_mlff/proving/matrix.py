@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 
+from omm_mlff.campaign.workers import spread
 from omm_mlff.errors import InputError, UnknownNameError
 from omm_mlff.proving.attempt import FAILED, Attempt, Task, attempt
 from omm_mlff.proving.good import KNOWN_GOOD, KnownGood, good_names
@@ -162,7 +161,7 @@ def prove(
     ]
     tasks = [task for _, task in bad_tasks] + [task for _, own in good_tasks for task in own]
     done: dict[Task, Attempt] = {}
-    for finished in _all(tasks, workers or _processors()):
+    for finished in spread(attempt, tasks, workers or _processors(), prepare=_one_thread):
         done[finished.task] = finished
         if progress is not None:
             progress(_label(finished), len(done), len(tasks))
@@ -182,21 +181,6 @@ def _n_seeds(good: KnownGood, short: bool, seeds: int | None, names: Sequence[st
     if not own and good.name in names:
         own = 1
     return seeds if seeds is not None and own else own
-
-
-def _all(tasks: Sequence[Task], workers: int) -> Iterator[Attempt]:
-    """Every attempt as it is finished."""
-    if workers == 1 or len(tasks) < 2:
-        _one_thread()
-        for task in tasks:
-            yield attempt(task)
-        return
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_one_thread
-    ) as pool:
-        futures = [pool.submit(attempt, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
 
 
 def _one_thread() -> None:

@@ -221,7 +221,8 @@ class _Work:
         kernel = self._kernel_or_none()
         if kernel is None:
             scripted = MoleculeEngine(self._model.student, self._species, self._n_copies)
-            energies, forces = scripted(x)
+            with torch.enable_grad():  # TorchForce's module may have switched it off
+                energies, forces = scripted(x)
             if out is not None:
                 out[0].copy_(energies)
                 out[1].copy_(forces)
@@ -366,6 +367,7 @@ def _say_scripted_on_device(reason: str) -> None:
 
 
 _verified: set[tuple[str, tuple[int, ...], bool]] = set()
+_verified_on_device: set[tuple[object, ...]] = set()
 
 
 def _verify(model: _Model, kernel: KernelModel, species: tuple[int, ...], periodic: bool) -> None:
@@ -396,6 +398,9 @@ def _verify_on_device(model: _Model, launch: Launch, species: Tensor, index: int
     """The same on a device, for copies that go through it as those of `launch` will."""
     call = launch.call
     n_copies = min(call.n_copies, 2 * call.group + 1)
+    key = (model.digest, tuple(species.tolist()), launch.variant, call.group, n_copies, index)
+    if key in _verified_on_device:
+        return
     trial = model.device.prepare(
         index, species, n_copies, cluster=launch.variant.cluster, group=call.group
     )
@@ -405,6 +410,7 @@ def _verify_on_device(model: _Model, launch: Launch, species: Tensor, index: int
     scripted = MoleculeEngine(copy.deepcopy(model.student).cpu(), species, n_copies)
     wanted = scripted.to(launch.device)(positions)
     _compare(wanted, trial(positions), len(species))
+    _verified_on_device.add(key)
 
 
 def _compare(wanted: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], n_atoms: int) -> None:

@@ -203,7 +203,8 @@ def build_engine(
     ----------
     species : shape (n_atoms,), atomic numbers of one copy
     n_copies : more than one only for molecules that `MoleculeEngine` serves
-    engine : "scripted" runs wherever torch does; "compiled" runs the C++ kernel on the host;
+    engine : "scripted" runs wherever torch does; "compiled" runs a kernel, in C++ on the host
+        and, for molecules in vacuum, in CUDA on a device;
         "auto" is compiled where it can be, else scripted, and a warning says why
 
     Raises

@@ -24,6 +24,7 @@ def touch(n_bytes):
     np.ones(n_bytes // 8)
 
 
+@pytest.mark.slow
 def test_a_process_is_not_charged_with_what_its_parent_held():
     touch(2 * GIB)
     found = peak_memory("ultra-tiny", "water", platform="Reference", n_steps=2)

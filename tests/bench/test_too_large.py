@@ -7,6 +7,7 @@ from omm_mlff.potentials.student import StudentPotential
 from omm_mlff.schema import MolecularSystem
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_script_that_has_no_room_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     served = StudentPotential.unsupported

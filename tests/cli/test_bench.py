@@ -40,12 +40,13 @@ def test_bad_input_is_one_line_before_anything_runs(
     assert not (tmp_path / "fresh").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_a_benchmark_is_written_drawn_and_held_against_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["bench", "--model", "ultra-tiny", "--system", "water", "--against", "native:tip3p"]
-    words += ["--against", "native:amber14", "--replicas", "4", "--quick"]
-    assert main([*words, "--sizes", "150,300", "--out", "first"]) == 0
+    words = ["bench", "--model", "ultra-tiny", "--system", "water", "--replicas", "4", "--quick"]
+    others = ["--against", "native:tip3p", "--against", "native:amber14", "--sizes", "150,300"]
+    assert main([*words, *others, "--out", "first"]) == 0
     told = capsys.readouterr().out
     found = json.loads((tmp_path / "first" / "bench.json").read_text())
     (result,) = found["results"]

@@ -176,6 +176,7 @@ def test_a_full_disk_ends_in_4(tmp_path, capsys, monkeypatch, short):
     assert "the disk is full" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_130_and_resume_goes_on(tmp_path):
     """The real thing: a process of its own, a real SIGINT, then --resume."""
     profile = tmp_path / "long.toml"

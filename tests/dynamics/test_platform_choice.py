@@ -114,6 +114,42 @@ def test_a_driver_that_is_too_old_is_said_and_the_host_goes_on(monkeypatch, capl
         choose(SpringPotential(), SYSTEM, "CUDA")
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (openmm.OpenMMException("CUDA_ERROR_OUT_OF_MEMORY (2)"), "no memory is free"),
+        (RuntimeError("CUDA error: no kernel image is available"), "compute capability"),
+        (openmm.OpenMMException("Error: CUDA_ERROR_NO_DEVICE (100)"), "no CUDA device"),
+    ],
+)
+def test_a_device_that_does_not_compute_is_passed_over_by_auto_and_refused_by_name(
+    monkeypatch, tmp_path, error, cause
+):
+    whole = platforms.spring_context
+
+    def spring(name, *arguments):
+        if name == "CUDA":
+            raise error
+        return whole(name, *arguments)
+
+    monkeypatch.setattr(platforms, "installed_platforms", lambda: ["CUDA", "CPU", "Reference"])
+    monkeypatch.setattr(platforms, "spring_context", spring)
+    spec = dataclasses.replace(SPEC, platform="auto")
+    record = simulate(spec, SpringPotential(), SYSTEM, tmp_path / "run")
+    assert record.provenance["platform"] in ("CPU", "Reference")
+    (notice,) = record.provenance["notices"]
+    assert notice.startswith("CUDA is passed over: ")
+    assert cause in notice
+    with pytest.raises(PlatformError, match=cause):
+        simulate(
+            dataclasses.replace(SPEC, platform="CUDA"), SpringPotential(), SYSTEM, tmp_path / "b"
+        )
+    # What was known of the first part is known of the whole.
+    longer = dataclasses.replace(spec, length_ps=0.04)
+    again = simulate(longer, SpringPotential(), SYSTEM, tmp_path / "run", resume=True)
+    assert again.provenance["notices"] == [notice]
+
+
 def test_a_step_is_timed_with_the_potential_itself():
     for potential in (SpringPotential(), NativeSpringPotential()):
         assert 1e-7 < seconds_per_step(potential, SYSTEM, "Reference", 1, "double") < 1.0
@@ -234,7 +270,7 @@ def test_the_engine_named_is_the_one_that_evaluated(tmp_path, platform):
     used = torch.cuda.max_memory_allocated() > before
     assert used == (platform == "CUDA")
     assert record.provenance["platform"] == platform
-    assert (record.provenance["engine"] == "compiled") == (platform == "Reference")
+    assert record.provenance["engine"] == f"compiled ({'CUDA' if used else 'C++'})"
     assert ("device" in record.provenance) == (platform == "CUDA")
 
 

@@ -26,11 +26,9 @@ from springs import (
     triatomic,
 )
 
-from omm_mlff.dynamics.evaluator import Evaluator
-from omm_mlff.dynamics.initial_state import degrees_of_freedom, draw_velocities, thermal_velocities
+from omm_mlff.dynamics.initial_state import thermal_velocities
 from omm_mlff.dynamics.simulate import FRICTION_PER_PS, simulate
 from omm_mlff.errors import InputError, OutputExistsError, StorageError
-from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.base import build_system
 from omm_mlff.record.rundir import RunRecord
 from omm_mlff.schema import RunSpec
@@ -279,6 +277,7 @@ simulate(spec, SpringPotential(), triatomic(), sys.argv[1])
     np.testing.assert_array_equal(cut.positions, whole.replica(2).positions)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_run(tmp_path):
     """Peak memory of 10 ps against 1 ps, each in a process of its own."""
     script = f"""
@@ -343,58 +342,6 @@ def test_runs_work_outside_the_main_thread(tmp_path):
     thread.start()
     thread.join()
     assert done[0].status["state"] == "complete"
-
-
-def test_velocities_are_maxwell_boltzmann_before_rescaling():
-    """Equipartition over many draws: each atom's share of the kinetic energy is its due."""
-    system = triatomic()
-    n_dof = degrees_of_freedom(system)
-    draws = np.stack(
-        [
-            draw_velocities(
-                system.positions,
-                system.masses,
-                n_dof=n_dof,
-                temperature_K=300.0,
-                periodic=False,
-                seed=1,
-                replica=i,
-            )
-            for i in range(400)
-        ]
-    )
-    kinetic = 0.5 * (system.masses[None, :, None] * draws**2).sum((1, 2))
-    np.testing.assert_allclose(kinetic, n_dof * BOLTZMANN * 300.0, rtol=1e-12)
-    share = 0.5 * system.masses * (draws**2).sum(2).mean(0) / kinetic[0]
-    # Two equal hydrogens, within four standard errors of one another.
-    assert share[1] == pytest.approx(share[2], abs=0.05)
-    assert share[0] < 0.2
-
-
-@pytest.mark.parametrize(
-    ("system", "n_dof"),
-    [
-        (diatomic(), 1),
-        (triatomic(), 3),
-        (molecule([8, 6, 8], [[-0.12, 0, 0], [0, 0, 0], [0.12, 0, 0]], [[0, 1], [1, 2]]), 4),
-        (molecule([8, 8], [[0, 0, 0], [0.3, 0, 0]], [], box_vectors=np.eye(3)), 3),
-    ],
-)
-def test_degrees_of_freedom(system, n_dof):
-    assert degrees_of_freedom(system) == n_dof
-
-
-def test_auto_takes_reference_for_small_systems():
-    assert choose_platform("auto", 3) == "Reference"
-
-
-def test_evaluator_tells_the_truth_about_nan():
-    with Evaluator(SpringPotential(breaks_at=0.12), diatomic(), "Reference") as evaluator:
-        stretched = np.array([[[0, 0, 0], [0.13, 0, 0]], [[0, 0, 0], [0.11, 0, 0]]])
-        energies, forces = evaluator.evaluate(stretched)
-    assert np.isnan(energies[0])
-    assert np.isnan(forces[0]).all()
-    assert energies[1] == pytest.approx(0.5 * STIFFNESS * 0.01**2)
 
 
 @pytest.mark.cuda

@@ -69,7 +69,7 @@ def test_steps_in_one_call_are_the_steps_one_by_one(
 def test_a_sound_run_takes_one_evaluation_a_step_and_no_step_twice(tmp_path: Path) -> None:
     record = run(tmp_path / "run", load_potential("ultra-tiny"), "water")
     assert record.status["batches"]["0"]["n_evaluations"] <= 600 + 1
-    assert record.provenance["engine"] == "compiled"
+    assert record.provenance["engine"] == "compiled (C++)"
 
 
 def test_the_record_says_which_engine_ran(tmp_path: Path) -> None:

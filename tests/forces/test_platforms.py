@@ -86,3 +86,7 @@ def test_precision_is_a_property_of_gpu_platforms_only():
 def test_installed_platforms_come_best_first():
     names = installed_platforms()
     assert names.index("CPU") < names.index("Reference")
+
+
+def test_auto_takes_reference_for_small_systems():
+    assert choose_platform("auto", 3) == "Reference"

@@ -8,9 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from omm_mlff.dynamics.evaluator import Evaluator
 from omm_mlff.errors import InputError, OutputExistsError, UnsupportedSystemError
+from omm_mlff.forces.scripting import read_script
 from omm_mlff.potentials.export import export_student
 from omm_mlff.potentials.registry import load_potential
 from omm_mlff.systems import load_system
@@ -39,6 +41,24 @@ def test_an_exported_student_gives_through_openmm_what_the_student_gives(tmp_pat
     assert exported.energy_kjmol == pytest.approx(
         there.energies_and_forces(system.positions[None], system)[0][0], abs=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["ethanol", "water-box:64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_forces_in_a_file_are_as_the_plugin_reads_them(tmp_path, name, dtype):
+    """Others run it without this package: of the positions' dtype, contiguous, without a graph."""
+    system = load_system(name)
+    exported = export_student("tiny", system, tmp_path / "tiny.pt", forces=True)
+    module = read_script(exported.path.read_bytes())
+    positions = torch.from_numpy(system.positions).to(dtype)
+    box = [] if system.box_vectors is None else [torch.from_numpy(system.box_vectors).to(dtype)]
+    for given in (positions, positions.t().contiguous().t(), positions.clone().requires_grad_()):
+        energy, forces = module(given, *box)
+        assert (forces.dtype, forces.shape) == (dtype, positions.shape)
+        assert forces.is_contiguous()
+        assert not forces.requires_grad
+        assert not energy.requires_grad
+        assert float(energy) == pytest.approx(exported.energy_kjmol, rel=1e-6)
 
 
 def test_an_exported_student_keeps_its_card(tmp_path):

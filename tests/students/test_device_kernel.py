@@ -1,5 +1,6 @@
 """The CUDA kernel without a device: its source emulated on the host, and compiled by NVRTC."""
 
+import contextlib
 import dataclasses
 import logging
 import subprocess
@@ -171,7 +172,7 @@ def sanitized(folder: Path, sanitizer: str, source: str | None = None) -> Emulat
 
 
 SMALL = StudentConfig("small", n_features=12, n_layers=2, n_radial=5, n_readout=9)
-SANITIZED = [(1, 13, 3, 2), (2, 5, 1, 2)]
+SANITIZED = [(1, 7, 3, 2), (2, 3, 2, 2)]
 """Cluster, threads, copies, teams."""
 
 
@@ -206,13 +207,14 @@ def test_thread_sanitizer_sees_a_barrier_that_is_missing(tmp_path: Path) -> None
     assert "data race" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cluster", "n_threads", "n_copies", "n_teams"), SANITIZED)
 def test_address_sanitizer_finds_no_access_out_of_bounds(
     tmp_path: Path, cluster: int, n_threads: int, n_copies: int, n_teams: int
 ) -> None:
     emulator = sanitized(tmp_path, "address,undefined")
     student = random_student(SMALL, torch.float32)
-    for n_atoms, block_bytes in ((5, 100_000), (64, 100_000), (64, 40_000)):
+    for n_atoms, block_bytes in ((5, 100_000), (64, 40_000)):
         x = scattered(n_atoms, n_copies)
         found = emulator.run(
             student,
@@ -233,7 +235,8 @@ TINIEST = layout.Variant(4, 1, 3, 4, float64=False, cluster=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [75, 80, 86, 90, 100, 120])
 def test_nvrtc_compiles_for_every_architecture(architecture: int) -> None:
-    variant = TINIEST if architecture < 90 else layout.Variant(4, 1, 3, 4, False, 2)
+    clusters = architecture >= 90
+    variant = dataclasses.replace(TINIEST, cluster=1 + clusters, profile=clusters)
     cubin, log = device.compile_kernel(f"sm_{architecture}", variant)
     assert cubin[:4] == b"\x7fELF"
     assert 0 < Usage.read(log).registers <= 255
@@ -412,6 +415,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_models", OrderedDict())
     monkeypatch.setattr(compiled, "_known", {})
     monkeypatch.setattr(compiled, "_verified", set())
+    monkeypatch.setattr(compiled, "_verified_on_device", set())
     compiled._say_scripted_on_device.cache_clear()
 
 
@@ -495,6 +499,61 @@ def test_without_a_device_positions_on_one_are_served_scripted() -> None:
     fast = compiled_engine(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]))
     assert engine_on(fast, "cuda") == "scripted"
     assert engine_on(MoleculeEngine(random_student(ONE_LAYER), ATOMS[:6]), "cpu") == "scripted"
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    student, species = random_student(ONE_LAYER, torch.float32), ATOMS[:6]
+    asked: list[tuple[int, int | None, int | None]] = []
+
+    class Launch:
+        device = torch.device("cpu")
+        variant = layout.variant_of(student, 1)
+        call = layout.plan_call(variant, 6, 40, n_teams=20, block_bytes=100_000)
+
+        def __init__(self, n_copies: int) -> None:
+            self.n_copies = n_copies
+
+        def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            energies, forces = MoleculeEngine(student, species, self.n_copies)(x)
+            return energies, forces * factor
+
+    def prepare(
+        model: object,
+        index: int,
+        atoms: torch.Tensor,
+        n_copies: int,
+        *,
+        cluster: int | None = None,
+        group: int | None = None,
+    ) -> Launch:
+        asked.append((n_copies, cluster, group))
+        return Launch(n_copies)
+
+    monkeypatch.setattr(device.DeviceModel, "prepare", prepare)
+    model = compiled._model(student)
+    launch: Any = Launch(40)
+    if factor == 1.0:
+        for _ in range(2):
+            compiled._verify_on_device(model, launch, species, 0)
+        assert asked == [(5, 1, 2)]
+    else:
+        with pytest.raises(KernelError, match=r"its forces by .* eV/angstrom"):
+            compiled._verify_on_device(model, launch, species, 0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_nothing_is_prepared_while_a_cuda_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = compiled._work(random_student(ONE_LAYER), ATOMS[:6], 1, periodic=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(KernelError, match="while a CUDA graph is captured; evaluate once before"):
+        work._prepare_device(0)
 
 
 @pytest.mark.cuda

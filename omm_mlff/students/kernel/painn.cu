@@ -112,8 +112,8 @@ struct Arguments {
     double* energies;         // (n_copies)
     void* forces;             // as positions
     const int32_t* species;   // (n_atoms), rows of the embedding
-    const T* weights;         // see Weights
-    const double* constants;  // see Constants
+    const T* weights;         // from FILTER on, see below
+    const double* constants;  // see Constant
     char* workspace;          // team_bytes for every team
     int64_t* stamps;          // (PHASES + 1): of each phase, and of the last stamp; with PROFILE
     int64_t team_bytes;
@@ -218,13 +218,13 @@ enum Phase {
     SENDS_BACK, FORCES, PHASES
 };
 #if PROFILE
-#define BEGIN_PROFILE \
+#define BEGIN_PROFILE                                                     \
     if (thread_index() == 0 && block_index() == 0) st.a.stamps[PHASES] = ticks()
 #define STAMP(phase)                                                      \
     if (thread_index() == 0 && block_index() == 0) {                      \
         const int64_t now = ticks();                                      \
-        st.a.stamps[phase] += now - st.last_tick;                            \
-        st.a.stamps[PHASES] = now;                                                 \
+        st.a.stamps[phase] += now - st.a.stamps[PHASES];                  \
+        st.a.stamps[PHASES] = now;                                        \
     }
 #else
 #define BEGIN_PROFILE
