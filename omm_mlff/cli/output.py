@@ -20,7 +20,7 @@ def models_print_to_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _descriptor_redirected() -> Iterator[None]:
-    """The same for code that writes to the descriptor itself."""
+    """Sends what code writes to the descriptor of stdout itself to that of stderr."""
     if sys.__stdout__ is None or sys.__stderr__ is None:
         yield
         return

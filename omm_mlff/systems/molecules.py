@@ -24,7 +24,16 @@ def topology_of(source: str, molecule: Any) -> Topology:
 
 
 def plain_topology(source: str, atoms: list[tuple[int, str]]) -> Topology:
-    """The same from atomic numbers and symbols."""
+    """One chain and one residue of atoms without bonds, named C1, C2, H1 in their order.
+
+    Parameters
+    ----------
+    atoms : atomic number and symbol of each
+
+    Raises
+    ------
+    StructureError : an atom that is no element
+    """
     topology = Topology()
     residue = topology.addResidue("UNL", topology.addChain("A"))
     counts: dict[str, int] = {}
