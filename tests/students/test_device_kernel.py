@@ -200,7 +200,7 @@ def test_thread_sanitizer_sees_a_barrier_that_is_missing(tmp_path: Path) -> None
     assert source.count(barrier) == 1
     broken = sanitized(tmp_path, "thread", source.replace(barrier, "    if (wait) {}\n"))
     student = random_student(SMALL, torch.float32)
-    variant = layout.variant_of(student, 2)
+    variant = layout.variant_of(student, layout.Choice(2))
     call = layout.plan_call(variant, 5, 1, n_teams=1, block_bytes=100_000)
     done, _, _ = broken.launch(student, variant, call, ATOMS[:5], scattered(5), 5, 1)
     assert done.returncode != 0
@@ -340,6 +340,9 @@ def fake_function(driver: FakeDriver, cluster: int) -> device.Function:
     function = object.__new__(device.Function)
     function._driver = driver  # type: ignore[assignment]
     function._cluster = cluster
+    function._threads = 256
+    function._carveout = 0
+    function._device = device.Device(0, 90, 132, 232_448, 233_472)
     function._configs = {}
     function._context = 1
     function._handle = 7
@@ -387,7 +390,7 @@ def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
     driver = FakeDriver()
     monkeypatch.setattr(device, "_bindings", lambda name: driver)
     here = device.Device(0, 90, 132, 232_448, 233_472)
-    function = device.Function(here, b"cubin", cluster)
+    function = device.Function(here, b"cubin", cluster, 256)
     names = driver.real.CUfunction_attribute
     set_to = {given[1]: given[2] for name, given in driver.calls if name == "cuFuncSetAttribute"}
     assert function.most_bytes == 232_448
@@ -401,10 +404,15 @@ def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
 def test_one_copy_gets_the_largest_cluster_and_many_get_none() -> None:
     model = device.DeviceModel(load_student("original"))
     h100 = device.Device(0, 90, 132, 232_448, 233_472)
-    assert model._sizes(h100, 1) == [16, 8, 4, 2, 1]
-    assert model._sizes(h100, 16) == [8, 4, 2, 1]
-    assert model._sizes(h100, 256) == [1]
-    assert model._sizes(device.Device(0, 86, 84, 101_376, 102_400), 1) == [1]
+    ampere = device.Device(0, 86, 84, 101_376, 102_400)
+
+    def clusters(here: device.Device, n_copies: int) -> list[int]:
+        return [choice.cluster for choice in model._choices(here, 22, n_copies)]
+
+    assert clusters(h100, 1) == [16, 8, 4, 2, 1]
+    assert clusters(h100, 16) == [8, 4, 2, 1]
+    assert clusters(h100, 256) == [1]
+    assert clusters(ampere, 1) == [1]
 
 
 @pytest.mark.parametrize("shared_KB", [(64, 64), (99, 100), (163, 164), (227, 228)])
@@ -413,7 +421,7 @@ def test_every_molecule_finds_room_on_every_device(name: str, shared_KB: tuple[i
     for dtype in (torch.float32, torch.float64):
         student = shipped(name, dtype)
         for cluster in layout.cluster_sizes(student.config.n_features):
-            variant = layout.variant_of(student, cluster)
+            variant = layout.variant_of(student, layout.Choice(cluster))
             budget = layout.block_budget(variant, *(1024 * size for size in shared_KB))
             for n_atoms in (2, 22, 64):
                 call = layout.plan_call(variant, n_atoms, 300, n_teams=50, block_bytes=budget)
@@ -421,7 +429,7 @@ def test_every_molecule_finds_room_on_every_device(name: str, shared_KB: tuple[i
 
 
 def test_memory_of_1024_dipeptides_is_that_of_the_blocks_that_run() -> None:
-    variant = layout.variant_of(load_student("original"), 1)
+    variant = layout.variant_of(load_student("original"), layout.Choice(1))
     call = layout.plan_call(variant, 22, 1024, n_teams=264, block_bytes=115_000)
     assert call.n_groups == 1024
     assert 264 * call.team_bytes < 400e6
@@ -525,12 +533,13 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
     monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     student, species = random_student(ONE_LAYER, torch.float32), ATOMS[:6]
-    asked: list[tuple[int, int | None, int | None]] = []
+    asked: list[tuple[int, layout.Choice | None]] = []
 
     class Launch:
         device = torch.device("cpu")
-        variant = layout.variant_of(student, 1)
+        variant = layout.variant_of(student, layout.Choice(1))
         call = layout.plan_call(variant, 6, 40, n_teams=20, block_bytes=100_000)
+        choice = device.Launch.choice
 
         def __init__(self, n_copies: int) -> None:
             self.n_copies = n_copies
@@ -545,10 +554,9 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
         atoms: torch.Tensor,
         n_copies: int,
         *,
-        cluster: int | None = None,
-        group: int | None = None,
+        choice: layout.Choice | None = None,
     ) -> Launch:
-        asked.append((n_copies, cluster, group))
+        asked.append((n_copies, choice))
         return Launch(n_copies)
 
     monkeypatch.setattr(device.DeviceModel, "prepare", prepare)
@@ -557,7 +565,7 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
     if factor == 1.0:
         for _ in range(2):
             compiled._verify_on_device(model, launch, species, 0)
-        assert asked == [(5, 1, 2)]
+        assert asked == [(5, layout.Choice(1, group=2))]
     else:
         with pytest.raises(KernelError, match=r"its forces by .* eV/angstrom"):
             compiled._verify_on_device(model, launch, species, 0)
