@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import subprocess
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
 ATOMS = torch.tensor([6, 8, 1, 7, 1, 1]).repeat(11)
 ONE_LAYER = StudentConfig("one layer", n_features=5, n_layers=1, n_radial=7, n_readout=3)
 THREE_LAYERS = StudentConfig("three", n_features=24, n_layers=3, n_radial=16, n_readout=17)
+SMALL = StudentConfig("small", n_features=12, n_layers=2, n_radial=5, n_readout=9)
 WIDE = StudentConfig("wide", n_features=130, n_layers=2, n_radial=20, n_readout=140)
 
 
@@ -50,6 +52,7 @@ def off(
     [
         pytest.param("original", 22, 1, 16, 2, 1, id="original-alone-in-16-blocks"),
         pytest.param("original", 13, 3, 1, 4, 2, id="original"),
+        pytest.param("tiny", 13, 1, 8, 3, 1, id="tiny-alone-in-8-blocks"),
         pytest.param("tiny", 9, 9, 4, 3, 2, id="tiny-in-4-blocks"),
         pytest.param("tiny", 64, 1, 4, 4, 1, id="tiny-64-atoms"),
         pytest.param("ultra-tiny", 2, 9, 1, 5, 1, id="ultra-tiny-two-atoms"),
@@ -95,6 +98,20 @@ def test_source_in_float32_stays_within_1e_5_of_forces_of_ordinary_size(
     energy, force = off(found, shipped(name, torch.float64), x, 1)
     assert energy < 1e-6
     assert force < 1e-5
+
+
+@pytest.mark.parametrize(("cluster", "threads"), [(1, 512), (2, 64), (4, 1024)])
+def test_source_is_right_for_any_number_of_threads(
+    emulator: Emulator, cluster: int, threads: int
+) -> None:
+    student = random_student(SMALL)
+    x = scattered(7, 2)
+    found = emulator.run(
+        student, ATOMS[:7], x, 2, cluster=cluster, n_threads=5, threads=threads, group=2
+    )
+    energy, force = off(found, student, x, 2)
+    assert energy < 1e-10
+    assert force < 1e-9
 
 
 def test_copy_has_the_same_bits_whatever_the_copies_teams_and_threads(emulator: Emulator) -> None:
@@ -171,7 +188,6 @@ def sanitized(folder: Path, sanitizer: str, source: str | None = None) -> Emulat
     return made
 
 
-SMALL = StudentConfig("small", n_features=12, n_layers=2, n_radial=5, n_readout=9)
 SANITIZED = [(1, 7, 3, 2), (2, 3, 2, 2)]
 """Cluster, threads, copies, teams."""
 
@@ -401,6 +417,76 @@ def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
         function.teams_at_once(100_000)
 
 
+def test_small_call_leaves_a_larger_one_of_the_same_kernel_its_two_blocks() -> None:
+    class Counting(FakeDriver):
+        carveout = 100
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "cuFuncSetAttribute":
+                return self.set_attribute
+            if name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
+                return self.count
+            return super().__getattr__(name)
+
+        def set_attribute(self, handle: int, attribute: Any, value: int) -> tuple[Any]:
+            self.carveout = value
+            return (self.real.CUresult.CUDA_SUCCESS,)
+
+        def count(self, handle: int, threads: int, shared_bytes: int) -> tuple[Any, int]:
+            # What a preference leaves room for, but for one block at least.
+            room = self.carveout * 233_472 // 100
+            each = max(1, min(2, room // (shared_bytes + 1024)))
+            return self.real.CUresult.CUDA_SUCCESS, each
+
+    driver = Counting()
+    function = fake_function(driver, 1)
+    assert function.teams_at_once(28_000) == 264
+    assert function.teams_at_once(101_000) == 264
+    assert driver.carveout == 88
+    assert function.teams_at_once(28_000) == 264
+    assert driver.carveout == 88
+
+
+def test_launch_tells_the_choice_that_makes_another_like_it() -> None:
+    launch = object.__new__(device.Launch)
+    taken = layout.Choice(2, 512, 1, group=1)
+    launch.variant = layout.variant_of(random_student(SMALL, torch.float32), taken)
+    launch.call = layout.plan_call(launch.variant, 5, 3, n_teams=3, block_bytes=100_000)
+    assert launch.choice == taken
+
+
+def test_variants_that_a_student_needs_are_compiled_at_the_same_time_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = threading.Barrier(2, timeout=60)
+    asked: list[tuple[str, int]] = []
+
+    def compile_it(architecture: str, variant: layout.Variant) -> bytes:
+        asked.append((architecture, variant.cluster))
+        together.wait()
+        return b""
+
+    monkeypatch.setattr(device, "compiled_kernel", compile_it)
+    h100 = device.Device(0, 90, 132, 232_448, 233_472)
+    model = device.DeviceModel(load_student("tiny"))
+    for n_copies in (1, 8, 16, 256):
+        model._compile_ahead(h100, 22, model._choices(h100, 22, n_copies)[0])
+    assert sorted(asked) == [("sm_90", 1), ("sm_90", 8)]
+
+
+def test_threads_that_are_many_share_the_sums_of_a_molecule_alone() -> None:
+    student = load_student("original")
+
+    def sharers(threads: int) -> list[int]:
+        variant = layout.variant_of(student, layout.Choice(16, threads, 1))
+        call = layout.plan_call(variant, 13, 1, n_teams=1, block_bytes=200_000)
+        return [parts for _, parts in call.plans]
+
+    few, many = sharers(256), sharers(1024)
+    assert sum(many) > sum(few)
+    assert max(many) <= 8
+
+
 def test_one_copy_gets_the_largest_cluster_and_many_get_none() -> None:
     model = device.DeviceModel(load_student("original"))
     h100 = device.Device(0, 90, 132, 232_448, 233_472)
@@ -539,7 +625,7 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
         device = torch.device("cpu")
         variant = layout.variant_of(student, layout.Choice(1))
         call = layout.plan_call(variant, 6, 40, n_teams=20, block_bytes=100_000)
-        choice = device.Launch.choice
+        choice = layout.Choice(1, group=2)
 
         def __init__(self, n_copies: int) -> None:
             self.n_copies = n_copies
