@@ -6,6 +6,7 @@ Arrays are float64 in nm, ps, kJ/mol, dalton and K unless a name says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ FindingStatus = Literal["pass", "fail", "undecided", "not-measured", "not-applic
 VerdictName = Literal["APPROVED", "NOT RECOMMENDED", "REJECTED", "UNDECIDED"]
 Precision = Literal["single", "mixed", "double"]
 Purpose = Literal["production", "survival", "timestep", "thermostat"]
+HeldOut = Literal["yes", "no", "unknown"]
 Identity = Literal["element", "bond", "index"]
 EventKind = Literal["raised", "nan", "energy", "bond", "overlap"]
 
@@ -124,6 +126,8 @@ class PotentialCard:
     knows_atoms_by : what tells its atoms apart. By "element", like atoms may be exchanged and any
         molecule is served; by "bond", as in a native force field, they may not be exchanged; by
         "index", as in a file that was made for one molecule, it serves what it was given for alone
+    charge, spin_multiplicity : the only ones that it was made for, such as 0 and 1; None where it
+        takes those of the system, or is not known to
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
@@ -137,11 +141,13 @@ class PotentialCard:
     training_domain: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
     knows_atoms_by: Identity = "element"
+    charge: int | None = None
+    spin_multiplicity: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceLabels:
-    """Energies and forces from a reference method, on frames that trained no student.
+    """Energies and forces from a reference method; shipped ones are on frames that trained nobody.
 
     Attributes
     ----------
@@ -149,8 +155,12 @@ class ReferenceLabels:
     energies : shape (n_frames,), kJ/mol
     forces : shape (n_frames, n_atoms, 3), kJ/mol/nm
     trajectory : shape (n_frames,), int: frames of one trajectory are correlated
-    temperature_K : shape (n_frames,), of the dynamics that a frame was taken from
+    temperature_K : shape (n_frames,), of the dynamics that a frame was taken from; NaN where that
+        is not known
     method : the method that made the labels, such as "ANI-1ccx"
+    source, sha256 : the file of a user that they are from, and a hash of it; empty for shipped ones
+    units : of that file
+    held_out : whether they trained the model, as whoever brought them says: "yes" they did not
     """
 
     positions: NDArray[np.float64]
@@ -159,6 +169,10 @@ class ReferenceLabels:
     trajectory: NDArray[np.int64]
     temperature_K: NDArray[np.float64]
     method: str
+    source: str = ""
+    sha256: str = ""
+    units: str = ""
+    held_out: HeldOut = "yes"
 
     @property
     def n_frames(self) -> int:
@@ -221,6 +235,7 @@ class MolecularSystem:
     bonds : shape (n_bonds, 2), atom indices, first < second, sorted
     box_vectors : shape (3, 3), nm, or None for a molecule in vacuum
     charge : total charge, elementary charges
+    spin_multiplicity : 2 S + 1: 1 for closed shells, 2 for a radical
     reference : None where there are no labels
     landmarks : None where the reference method's own minima are not known
     """
@@ -236,6 +251,7 @@ class MolecularSystem:
     charge: int = 0
     reference: ReferenceLabels | None = None
     landmarks: ReferenceLandmarks | None = None
+    spin_multiplicity: int = 1
 
     def __repr__(self) -> str:
         box = "periodic" if self.periodic else "in vacuum"
@@ -285,7 +301,7 @@ class RunSpec:
         """Unique among the runs of one campaign; also the run's folder."""
         aside = "" if self.purpose == "production" else f"-{self.purpose}"
         return (
-            f"{self.system.replace('/', '_')}{aside}-{self.ensemble}-{self.temperature_K:g}K"
+            f"{_folder_name(self.system)}{aside}-{self.ensemble}-{self.temperature_K:g}K"
             f"-{self.timestep_fs:g}fs-{self.length_ps:g}ps-x{self.n_replicas}"
         )
 
@@ -295,6 +311,17 @@ class RunSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunSpec:
         return cls(**data)
+
+
+def _folder_name(system: str) -> str:
+    """What a system's spec is called in a folder's name: two specs never have one.
+
+    A spec that is no name for a folder is written in other letters, with a hash of what it was.
+    """
+    plain = re.sub(r"[^\w.+:=@,-]", "_", system)[-100:]
+    if plain == system:
+        return plain
+    return f"{plain}-{hashlib.sha256(system.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 from omm_mlff.campaign import campaign as campaigns
 from omm_mlff.campaign.campaign import Progress
 from omm_mlff.checks.registry import all_declarations, default_criteria
+from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.errors import InputError
 from omm_mlff.forces.platforms import device_asked
 from omm_mlff.potentials.registry import as_potential
 from omm_mlff.report import Judged, write_reports
 from omm_mlff.schema import MAX_LOOKS, Cause, MolecularSystem, Verdict
+from omm_mlff.systems import load_system
+from omm_mlff.systems.labels import LabelOptions, labelled_systems
 from omm_mlff.verdict.diagnosis import diagnose
 from omm_mlff.verdict.judge import (
     POLICIES,
@@ -88,6 +92,9 @@ def validate(
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
+    labels: str | Path | Mapping[str, Any] | None = None,
+    label_options: LabelOptions | None = None,
+    teacher: Any = None,
     progress: Progress | None = None,
 ) -> Validation:
     """Run a potential in OpenMM and judge whether it is safe to use.
@@ -107,6 +114,11 @@ def validate(
     out : a new folder; by default a fresh one under `runs/`
     resume : go on with what `out` holds
     seed : of velocities and of every random choice in the checks
+    labels : energies and forces to compare with, in place of shipped ones: a file, or arrays
+        (`omm_mlff.systems.labels.labelled_systems`). Without `systems` its own are taken
+    label_options : what the file does not say of itself: keys, units, whether it was held out
+    teacher : a reference method, as `model` is given: asked along the runs, and for conformers,
+        torsions and vibrations
     progress : called with what is being done, how much of it is done, and how much there is
 
     Returns
@@ -125,11 +137,19 @@ def validate(
         )
     potential = as_potential(model)
     chosen = load_profile(profile)
+    method = None if teacher is None else ReferenceMethod(as_potential(teacher), platform)
     asked = [systems] if isinstance(systems, str | os.PathLike | MolecularSystem) else list(systems)
     given = {system.name: system for system in asked if isinstance(system, MolecularSystem)}
-    names = [s.name if isinstance(s, MolecularSystem) else os.fspath(s) for s in asked]
+    said = names = [s.name if isinstance(s, MolecularSystem) else os.fspath(s) for s in asked]
     if len(set(names)) < len(names) and given:
         raise InputError(f"two systems have one name ({', '.join(names)}); rename one of them")
+    if labels is not None:
+        onto = [given[name] if name in given else load_system(name) for name in names]
+        labelled = labelled_systems(labels, label_options, onto)
+        names = names or [system.name for system in labelled]
+        given = dict(zip(names, labelled, strict=True))
+    elif label_options is not None and label_options != LabelOptions():
+        raise InputError("keys and units of labels, and no labels; name their file with --labels")
     if names:
         chosen = chosen.for_systems(names)
     elif potential.card.knows_atoms_by == "index":
@@ -151,6 +171,8 @@ def validate(
         folder=folder,
         resume=resume,
         allow_fallback=allow_fallback,
+        teacher=method,
+        progress=progress,
     )
     measured = campaigns.execute(campaign, progress)
     verdicts = judge_all(measured, policies)
@@ -171,12 +193,34 @@ def validate(
         failures=campaigns.explain(campaign, failed, progress) if failed else (),
         provenance=dataclasses.replace(
             measured.provenance,
-            command=_command(potential.spec, names, profile, policy, platform, seed)
-            + " --allow-fallback" * allow_fallback,
+            command=_command(
+                potential.spec,
+                names if labels is None else said,
+                profile,
+                policy,
+                platform,
+                seed,
+                [
+                    *["--allow-fallback"] * allow_fallback,
+                    *_label_words(labels, label_options, method),
+                ],
+            ),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )
     return Validation(judged, measured, folder, tuple(write_reports(judged, folder)))
+
+
+LABEL_WORDS = {
+    "energy_key": "--energy-key",
+    "forces_key": "--forces-key",
+    "energy_unit": "--energy-unit",
+    "force_unit": "--force-unit",
+    "length_unit": "--length-unit",
+    "held_out": "--labels-held-out",
+    "method": "--labels-method",
+}
+"""What the command line calls the fields of `LabelOptions`."""
 
 
 def _fresh_folder(model: str, profile: str) -> Path:
@@ -196,6 +240,7 @@ def _command(
     policy: str | Path,
     platform: str,
     seed: int,
+    others: Sequence[str],
 ) -> str:
     words = ["omm-mlff validate", f"--model {model}"]
     words += [f"--system {system}" for system in systems]
@@ -203,4 +248,22 @@ def _command(
     words += [f"--platform {platform}"] if platform != "auto" else []
     words += [f"--device {device_asked()}"] if device_asked() is not None else []
     words += [f"--seed {seed}"] if seed else []
-    return " ".join(words)
+    return " ".join([*words, *others])
+
+
+def _label_words(
+    labels: str | Path | Mapping[str, Any] | None,
+    options: LabelOptions | None,
+    teacher: ReferenceMethod | None,
+) -> list[str]:
+    words = []
+    if labels is not None:
+        file = "ARRAYS" if isinstance(labels, Mapping) else shlex.quote(str(labels))
+        words.append(f"--labels {file}")
+    for key, option in LABEL_WORDS.items():
+        value = getattr(options or LabelOptions(), key)
+        if value != getattr(LabelOptions(), key):
+            words.append(f"{option} {shlex.quote(value)}")
+    if teacher is not None:
+        words.append(f"--teacher {shlex.quote(teacher.spec)}")
+    return words

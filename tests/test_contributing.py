@@ -9,17 +9,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import mdtraj
-import numpy as np
 import pytest
 import test_layers
 from judged_models import broken, judged
 
 from omm_mlff import report
 from omm_mlff.cli.main import main
-from omm_mlff.record import rundir
-from omm_mlff.record.rundir import RunRecord, SegmentWriter, mdtraj_topology
-from omm_mlff.schema import RunSpec
+from omm_mlff.record.frame_fields import FIELDS, FrameField
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -130,23 +126,15 @@ def test_the_report_format_that_is_shown_is_written_with_the_others(
     assert any(line.startswith("stability.broken_bonds-reject on ") for line in failed)
 
 
-def test_a_field_in_the_table_is_written_and_read_back_as_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = next(example for example in EXAMPLES if "SegmentWriter" in example)
-    (row,) = re.findall(r"rundir\._FIELDS\[\"(\w+)\"\] = \(\"(\w+)\", \"(\w+)\"\)", shown)
-    name, dataset, unit = row
-    monkeypatch.setitem(rundir._FIELDS, name, (dataset, unit))
-    monkeypatch.setitem(rundir._DATASETS, name, dataset)
-    folder = tmp_path / "run"
-    rundir.create(folder, RunSpec("m", "s", 1.0, 300.0, 1, seed=0), {}, resume=False)
-    rundir.write_json(folder / "status.json", {"state": "complete", "events": {}})
-    topology = mdtraj_topology(["H1", "H2"], ["H", "H"], [("HYD", 0)] * 2, np.array([[0, 1]]))
-    writer = SegmentWriter(folder / "replica_000", topology, 2, None, first_index=0)
-    frames = {field: np.zeros((2, 2, 3)) for field in ("positions", "velocities", "forces")}
-    frames |= {field: np.zeros(2) for field in ("potential_energy", "kinetic_energy")}
-    writer.append({**frames, "time": np.array([0.0, 0.5]), name: np.array([0.5, -0.5])})
-    writer.close_segment()
-    (block,) = RunRecord.open(folder).replica(0).chunks(1000, ("time", name))
-    assert block[name].tolist() == [0.5, -0.5]
-    assert mdtraj.load(folder / "replica_000" / "00000.h5").n_frames == 2
+def test_the_recorded_field_that_is_shown_is_the_one_that_a_test_adds() -> None:
+    shown = next(example for example in EXAMPLES if example.startswith("FrameField("))
+    row = eval(shown, {"FrameField": FrameField})
+    assert row.name not in FIELDS
+    assert repr(row) in added_by_the_test()
+
+
+def added_by_the_test() -> str:
+    """The row of `tests/record/test_frame_fields.py`, as Python prints it."""
+    text = (ROOT / "tests" / "record" / "test_frame_fields.py").read_text(encoding="utf-8")
+    (call,) = re.findall(r"row = frame_fields\.(FrameField\(.*?\))\n", text, re.DOTALL)
+    return repr(eval(call, {"FrameField": FrameField}))

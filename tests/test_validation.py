@@ -279,3 +279,79 @@ def test_a_failure_comes_with_its_cause_and_a_replay(profile, tmp_path):
 def test_the_diagnosis_is_of_the_policy_that_was_asked_for(finished):
     failed = {f.measurement for f in finished.verdict.findings if f.status == "fail"}
     assert {name for cause in finished.diagnosis for name in cause.evidence} <= failed
+
+
+def test_the_rungs_of_a_ladder_are_extended_together(tmp_path):
+    from omm_mlff.campaign import campaign as campaigns
+    from omm_mlff.record.rundir import RunRecord
+    from omm_mlff.verdict.profiles import load_profile
+
+    path = tmp_path / "ladder.toml"
+    path.write_text(
+        PROFILE
+        + """
+[[run]]
+purpose = "timestep"
+system = "water"
+length_ps = 0.05
+n_replicas = 2
+temperature_K = 300
+timestep_fs = [0.25, 0.5]
+"""
+    )
+    campaign = campaigns.plan(
+        SpringPotential(),
+        load_profile(path),
+        seed=0,
+        platform="Reference",
+        folder=tmp_path / "out",
+        resume=False,
+    )
+    measured = campaigns.execute(campaign)
+    (exponent,) = [m for m in measured.measurements if m.name == "timestep.exponent"]
+    assert "-timestep-" in exponent.where.run or "0.2ps" in exponent.where.run
+    name = next(campaign.spec(run).name for run in campaign.runs if run.purpose == "timestep")
+    campaigns.extend(campaign, measured, [name])
+    lengths = {
+        run: RunRecord.open(campaign.run_folder(run)).spec.length_ps for run in campaign.runs
+    }
+    assert {run.purpose: length for run, length in lengths.items()} == {
+        "production": 0.2,
+        "timestep": 0.1,
+    }
+    assert sorted(lengths.values()) == [0.1, 0.1, 0.2]
+
+
+def test_two_files_whose_names_differ_by_a_slash_have_each_its_own_run(tmp_path, monkeypatch):
+    water = "O 0 0 0.1173\nH 0 0.7572 -0.4692\nH 0 -0.7572 -0.4692\n"
+    heavy = water.replace("H", "D")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.xyz").write_text("3\n\n" + water)
+    (tmp_path / "a_b.xyz").write_text("3\n\n" + heavy)
+    (tmp_path / "short.toml").write_text(PROFILE.replace("0.2", "0.02"))
+    monkeypatch.chdir(tmp_path)
+    result = validate(
+        SpringPotential(), systems=["a/b.xyz", "a_b.xyz"], profile="short.toml", out="out"
+    )
+    folders = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert len(folders) == 2
+    masses = {
+        json.loads((tmp_path / "out" / "runs" / name / "provenance.json").read_text())["molecule"][
+            "masses"
+        ][1]
+        for name in folders
+    }
+    assert len(masses) == 2
+    assert len(result.measured.provenance["runs"]) == 2
+
+
+def test_a_run_of_another_molecule_is_not_taken(tmp_path):
+    (tmp_path / "short.toml").write_text(PROFILE.replace("0.2", "0.02"))
+    words = {"profile": tmp_path / "short.toml", "out": tmp_path / "out"}
+    validate(SpringPotential(), **words)
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance["molecule"]["masses"][1] = 2.014
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(OutputExistsError, match=r"holds another run \(different: masses\)"):
+        validate(SpringPotential(), **words, resume=True)

@@ -1,10 +1,13 @@
 """Times the CUDA kernel of students by itself, beside the scripted engine on the same device.
 
     python -m omm_mlff.bench.device_engine --out FOLDER
+    python -m omm_mlff.bench.device_engine --sweep --out FOLDER
     python -m omm_mlff.bench.device_engine --compile sm_90     (needs no device)
 
 The first prints a table and writes `device_engine.json`; it ends by itself when its time is up. The
-second fills the cache of compiled kernels, for a machine that is to spend no time on it.
+second does so for ways to share out the work, `device_sweep.json`, of which layout.RULES is to name
+the quickest; it leaves out what is not compiled. The third fills the cache of compiled kernels with
+what the others need, for a machine that is to spend no time on it.
 """
 
 from __future__ import annotations
@@ -30,8 +33,22 @@ from omm_mlff.errors import KernelError, OmmMlffError, PlatformError
 from omm_mlff.forces.scripting import script
 from omm_mlff.students.checkpoint import load_student
 from omm_mlff.students.engine import MoleculeEngine
-from omm_mlff.students.kernel.device import DeviceModel, Launch, compiled_kernel, device_of
-from omm_mlff.students.kernel.layout import PHASES, cluster_sizes, variant_of
+from omm_mlff.students.kernel.device import (
+    DeviceModel,
+    Launch,
+    compiled_kernel,
+    device_of,
+    is_compiled,
+)
+from omm_mlff.students.kernel.layout import (
+    PHASES,
+    RULES,
+    Choice,
+    Variant,
+    choices,
+    cluster_sizes,
+    variant_of,
+)
 from omm_mlff.students.student import Student
 from omm_mlff.systems import load_system
 from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
@@ -47,12 +64,75 @@ CASES = (
     ("ultra-tiny", "water"),
 )
 COPIES = (1, 16, 256, 1024)
-FILE_NAME = "device_engine.json"
+FILE_NAME, SWEEP_FILE_NAME = "device_engine.json", "device_sweep.json"
+
+# Of a student, a molecule and a number of copies: what to try.
+TRIALS: dict[tuple[str, str, int], tuple[Choice, ...]] = {
+    ("original", "alanine-dipeptide", 1): (
+        Choice(16, 256, 1),
+        Choice(16, 512, 1),
+        Choice(16, 1024, 1),
+        Choice(8, 256, 2),
+        Choice(8, 512, 1),
+    ),
+    ("original", "alanine", 256): (
+        Choice(1, 256, 2),
+        Choice(1, 256, 2, group=2),
+        Choice(1, 512, 1, group=1),
+        Choice(1, 512, 1, group=2),
+        Choice(1, 384, 1, group=1),
+        Choice(1, 384, 1, group=2),
+        Choice(1, 256, 3),
+        Choice(1, 512, 2),
+    ),
+    ("original", "alanine-dipeptide", 256): (
+        Choice(1, 256, 2),
+        Choice(1, 512, 1, group=1),
+        Choice(1, 512, 1, group=2),
+    ),
+    ("original", "alanine-dipeptide", 16): (
+        Choice(8, 256, 2),
+        Choice(8, 512, 1),
+        Choice(4, 256, 2),
+        Choice(4, 512, 1),
+    ),
+    ("original", "alanine-dipeptide", 64): (
+        Choice(2, 256, 2),
+        Choice(2, 512, 1),
+        Choice(1, 512, 1),
+    ),
+    ("tiny", "alanine-dipeptide", 1): (
+        Choice(8, 256, 2),
+        Choice(8, 512, 1),
+        Choice(4, 256, 2),
+        Choice(4, 512, 1),
+    ),
+    ("tiny", "alanine", 256): (
+        Choice(1, 256, 2),
+        Choice(1, 256, 3),
+        Choice(1, 512, 1, group=1),
+        Choice(1, 512, 1, group=2),
+        Choice(1, 512, 1, group=4),
+    ),
+    ("ultra-tiny", "water", 1): (
+        Choice(4, 256, 2),
+        Choice(1, 256, 2),
+        Choice(1, 512, 1),
+    ),
+    ("ultra-tiny", "alanine", 256): (
+        Choice(1, 256, 2),
+        Choice(1, 256, 3),
+        Choice(1, 512, 1, group=2),
+    ),
+}
+_MOST_OFF = {"off_eV_per_atom": 1e-6, "off_eV_per_angstrom": 1e-4}
+_TRIAL_S = 0.25
 _NOISE_NM = 0.003
 _BLOCK_S = 0.05
 _REPETITIONS = 5
 _WARM_UP = 4
 _PROFILED_CALLS = 20
+_PROFILED_COPIES = (1, 256)
 _CLUSTER_ARCHITECTURE = 90
 
 
@@ -118,12 +198,85 @@ def by_cluster(case: Subject, positions: Tensor) -> dict[str, float | str]:
     for size in cluster_sizes(case.student.config.n_features):
         try:
             launch = DeviceModel(case.student).prepare(
-                positions.device.index, case.species, case.n_copies, cluster=size
+                positions.device.index, case.species, case.n_copies, choice=known_choice(size)
             )
             found[str(size)] = timed(launch, positions)["replayed_ms"]
         except KernelError as error:
             found[str(size)] = str(error)
     return found
+
+
+def known_choice(cluster: int) -> Choice:
+    """What the rules say of clusters of this size."""
+    return next(rule.choice for rule in RULES if rule.choice.cluster == cluster)
+
+
+def sweep(case: Subject, tried: Iterable[Choice], architecture: str) -> list[dict[str, Any]]:
+    """Each way's time and how far it is from the scripted student."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    positions, exact = case.positions.float().to(device), case.positions.to(device)
+    model = DeviceModel(case.student)
+    scripted = MoleculeEngine(case.student, case.species, case.n_copies).to(device)
+    wanted = scripted(exact)
+    rows: list[dict[str, Any]] = []
+    for choice in tried:
+        row: dict[str, Any] = {
+            "student": case.name,
+            "molecule": case.molecule,
+            "n_copies": case.n_copies,
+            "cluster": choice.cluster,
+            "threads": choice.threads,
+            "blocks": choice.blocks,
+            "group": choice.group,
+        }
+        rows.append(row)
+        if not is_compiled(architecture, variant_of(case.student, choice)):
+            row["error"] = "not compiled"
+            continue
+        try:
+            launch = model.prepare(device.index, case.species, case.n_copies, choice=choice)
+        except KernelError as error:
+            row["error"] = str(error)
+            continue
+        row |= deviation(launch(exact), wanted, len(case.species))
+        graph, _ = captured(launch, positions)
+        row |= {
+            "group": launch.call.group,
+            "n_blocks": launch.n_blocks,
+            "shared_KB": round(launch.call.shared_bytes / 1024, 1),
+            "replayed_ms": milliseconds(graph.replay, seconds=_TRIAL_S),
+            "right": all(row[name] <= most for name, most in _MOST_OFF.items()),
+        }
+    return rows
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> str:
+    """Rows for people; the quickest right one of each subject has a star."""
+    lines = [
+        "student     molecule           copies   C threads  b  G  launched  shared KB        ms "
+        "  off eV/atom, eV/angstrom"
+    ]
+    best: dict[tuple[str, str, int], float] = {}
+    for row in rows:
+        if row.get("right"):
+            key = (row["student"], row["molecule"], row["n_copies"])
+            best[key] = min(best.get(key, row["replayed_ms"]), row["replayed_ms"])
+    for row in rows:
+        key = (row["student"], row["molecule"], row["n_copies"])
+        line = (
+            f"{row['student']:11} {row['molecule']:18} {row['n_copies']:6}  {row['cluster']:2} "
+            f"{row['threads']:7} {row['blocks']:2} {row['group'] or '-':>2}"
+        )
+        if "error" in row:
+            lines.append(f"{line}  {row['error']}")
+            continue
+        star = " *" if row["right"] and row["replayed_ms"] == best[key] else ""
+        lines.append(
+            f"{line}  {row['n_blocks']:8} {row['shared_KB']:10} {row['replayed_ms']:9.4f}   "
+            f"{row['off_eV_per_atom']:.1e} {row['off_eV_per_angstrom']:.1e}"
+            f"{star if row['right'] else ' WRONG'}"
+        )
+    return "\n".join(lines)
 
 
 def timed(engine: Callable[[Tensor], Energies], positions: Tensor) -> dict[str, Any]:
@@ -163,14 +316,14 @@ def captured(
     return graph, found
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
+def milliseconds(call: Callable[[], Any], *, seconds: float = _BLOCK_S * _REPETITIONS) -> float:
     """Of one call, the median of some blocks of calls; by the device's clock."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     call()
     torch.cuda.synchronize()
     once = time.perf_counter() - started
-    n = max(1, min(1000, int(_BLOCK_S / max(once, 1e-6))))
+    n = max(1, min(1000, int(seconds / _REPETITIONS / max(once, 1e-6))))
     blocks: list[float] = []
     for _ in range(_REPETITIONS):
         begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -253,6 +406,7 @@ def _times(row: dict[str, Any]) -> str:
 @click.option("--scripted/--no-scripted", default=True, show_default=True)
 @click.option("--profile/--no-profile", "with_profile", default=True, show_default=True)
 @click.option("--limit-s", default=240.0, show_default=True, help="Ends there, whatever is left.")
+@click.option("--sweep", "with_sweep", is_flag=True, help="Time ways to share out the work.")
 @click.option("--compile", "architecture", default="", help="Fill the cache, for such as sm_90.")
 def main(
     out: Path,
@@ -262,6 +416,7 @@ def main(
     scripted: bool,
     with_profile: bool,
     limit_s: float,
+    with_sweep: bool,
     architecture: str,
 ) -> None:
     """Time the CUDA kernel of the shipped students, beside the scripted engine."""
@@ -272,7 +427,10 @@ def main(
         and molecule in (molecules.split(",") if molecules else [molecule])
     ]
     if architecture:
-        _fill_cache(architecture, (student for student, _ in cases), profiled=with_profile)
+        _fill_cache(architecture, {student for student, _ in cases}, profiled=with_profile)
+        return
+    if with_sweep:
+        _sweep_all(out, limit_s)
         return
     assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True, file=sys.__stderr__)
@@ -285,7 +443,7 @@ def main(
         document["torch"] = torch.__version__
         here = device_of(torch.cuda.current_device())
         architecture = f"sm_{here.architecture}"
-        _fill_cache(architecture, (student for student, _ in cases), profiled=with_profile)
+        _fill_cache(architecture, {student for student, _ in cases}, profiled=with_profile)
         for n_copies in map(int, copies.split(",")):
             for student, molecule in cases:
                 if time.monotonic() > ends:
@@ -293,7 +451,7 @@ def main(
                 rows.append(_row(student, molecule, n_copies, scripted))
                 click.echo(f"{time.monotonic() - ends + limit_s:6.1f} s  {rows[-1]}")
                 (out / FILE_NAME).write_text(json.dumps(document, indent=1), encoding="utf-8")
-        for n_copies in (1, 256) if with_profile else ():
+        for n_copies in _PROFILED_COPIES if with_profile else ():
             for student, molecule in cases[:2]:
                 if time.monotonic() > ends:
                     break
@@ -307,6 +465,29 @@ def main(
         click.echo(table(rows))
         for name, ticks in document["profiles"].items():
             click.echo(f"{name}: thousands of ticks by phase {ticks}")
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _sweep_all(out: Path, limit_s: float) -> None:
+    assert sys.__stderr__ is not None
+    faulthandler.dump_traceback_later(limit_s * 1.25 + 30.0, exit=True, file=sys.__stderr__)
+    ends = time.monotonic() + limit_s
+    rows: list[dict[str, Any]] = []
+    document: dict[str, Any] = {"rows": rows}
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        document["device"] = torch.cuda.get_device_name()
+        architecture = f"sm_{device_of(torch.cuda.current_device()).architecture}"
+        for (student, molecule, n_copies), tried in TRIALS.items():
+            if time.monotonic() > ends:
+                break
+            rows += sweep(subject(student, molecule, n_copies), tried, architecture)
+            (out / SWEEP_FILE_NAME).write_text(json.dumps(document, indent=1), encoding="utf-8")
+    except (RuntimeError, AssertionError, OmmMlffError) as error:
+        click.echo(f"error: CUDA cannot be used: {str(error).splitlines()[0]}", err=True)
+        raise SystemExit(PlatformError.exit_code) from error
+    finally:
+        click.echo(sweep_table(rows))
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -330,17 +511,22 @@ def _profile_or_reason(student: str, molecule: str, n_copies: int) -> dict[str, 
         return str(error)
 
 
-def _fill_cache(architecture: str, students: Iterable[str], *, profiled: bool) -> None:
-    """Compile what the table needs, side by side: one after another it would take minutes."""
-    variants = [
-        variant_of(student, cluster, profile=profile)
-        for student in map(load_student, sorted(set(students)))
-        for cluster in cluster_sizes(student.config.n_features)
-        for profile in (
-            (False, True) if profiled and student.config.name == "original" else (False,)
-        )
-        if cluster == 1 or int(architecture.removeprefix("sm_")) >= _CLUSTER_ARCHITECTURE
-    ]
+def _fill_cache(architecture: str, students: set[str], *, profiled: bool) -> None:
+    """Compile what the tables need, side by side: one after another it would take minutes."""
+    clusters = int(architecture.removeprefix("sm_")) >= _CLUSTER_ARCHITECTURE
+    variants: dict[Variant, None] = {}
+    for name in sorted(students):
+        student = load_student(name)
+        n = student.config.n_features
+        usual = [known_choice(size) for size in (cluster_sizes(n) if clusters else (1,))]
+        tried = [c for key, of_key in TRIALS.items() if key[0] == name for c in of_key]
+        wanted = usual + (tried if clusters else [])
+        variants |= dict.fromkeys(variant_of(student, choice) for choice in wanted)
+        if profiled and name == CASES[0][0]:
+            variants |= dict.fromkeys(
+                variant_of(student, choices(n, 22, n_copies, 132 * clusters)[0], profile=True)
+                for n_copies in _PROFILED_COPIES
+            )
     started = time.perf_counter()
     with ThreadPoolExecutor(min(len(variants), os.cpu_count() or 1)) as pool:
         list(pool.map(lambda variant: compiled_kernel(architecture, variant), variants))

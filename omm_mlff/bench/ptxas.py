@@ -56,7 +56,9 @@ class Usage:
 def variant(name: str, float64: bool, cluster: int) -> Variant:
     """Of a shipped student."""
     c = STUDENT_CONFIGS[name]
-    return Variant(c.n_features, c.n_layers, c.n_radial, c.n_readout, float64, cluster)
+    blocks = 1 if float64 or cluster > 8 else 2
+    shape = (c.n_features, c.n_layers, c.n_radial, c.n_readout)
+    return Variant(*shape, float64, cluster, blocks=blocks)
 
 
 def row(architecture: int, name: str, float64: bool, cluster: int) -> str:

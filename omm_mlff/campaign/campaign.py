@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from omm_mlff.campaign.references import DISAGREEMENT, disagreement, with_landmarks
 from omm_mlff.campaign.request import CampaignRequest
 from omm_mlff.checks.base import Check, Evidence, absent
 from omm_mlff.checks.registry import all_checks
@@ -33,6 +35,7 @@ from omm_mlff.dynamics.platform_choice import (
     where_runs_are,
 )
 from omm_mlff.dynamics.provenance import package_versions
+from omm_mlff.dynamics.reference_method import ReferenceMethod
 from omm_mlff.dynamics.simulate import simulate
 from omm_mlff.errors import InputError, OutputExistsError
 from omm_mlff.failures import explain as failures
@@ -49,7 +52,14 @@ from omm_mlff.schema import ExplainedFailure, Measurement, MolecularSystem, RunS
 from omm_mlff.systems import load_system
 from omm_mlff.verdict.measurement_file import MeasurementFile, Planned
 from omm_mlff.verdict.profiles import PlannedRun, Profile
-from omm_mlff.verdict.provenance import SimulatedRun, ValidationProvenance
+from omm_mlff.verdict.provenance import (
+    LabelsUsed,
+    SimulatedRun,
+    TeacherUsed,
+    ValidationProvenance,
+)
+
+log = logging.getLogger(__name__)
 
 REQUEST_FILE = "campaign.json"
 MEASUREMENTS_FILE = "measurements.json"
@@ -67,6 +77,7 @@ class Campaign:
     ----------
     systems : by spec; each is measured once
     runs : in the order of the profile
+    teacher : the reference method that the user has named
     """
 
     potential: Potential
@@ -77,6 +88,7 @@ class Campaign:
     platform: str
     folder: Path
     allow_fallback: bool = False
+    teacher: ReferenceMethod | None = None
 
     def run_folder(self, run: PlannedRun) -> Path:
         """Where a planned run lives, however often it is extended."""
@@ -105,6 +117,8 @@ def plan(
     folder: Path,
     resume: bool,
     allow_fallback: bool = False,
+    teacher: ReferenceMethod | None = None,
+    progress: Progress | None = None,
 ) -> Campaign:
     """Check that everything asked for can be done, then write down what it is.
 
@@ -112,6 +126,8 @@ def plan(
     ----------
     given : systems that are already loaded, by the name that the profile has for them
     allow_fallback : see `simulate`
+    teacher : asked along the runs, and for the minima, vibrations and torsions of each system
+    progress : told where that takes long
 
     Raises
     ------
@@ -130,10 +146,25 @@ def plan(
     for system in systems.values():
         refuse_unsupported(potential, system)
         refuse_fallback(potential, system, platform, allowed=allow_fallback)
+        if potential.card.knows_atoms_by == "index" and (
+            system.charge or system.spin_multiplicity != 1
+        ):
+            log.warning(
+                "notice: %s is told neither charge nor spin: that it was made for charge %+d and "
+                "spin multiplicity %d is taken from you",
+                potential.card.name,
+                system.charge,
+                system.spin_multiplicity,
+            )
     choose_platform(platform, max(system.n_atoms for system in systems.values()))
     campaign = Campaign(
         potential, profile, systems, profile.runs, seed, platform, folder, allow_fallback
     )
+    labels = {
+        spec: f"{system.reference.sha256} {system.reference.held_out}"
+        for spec, system in systems.items()
+        if system.reference is not None and system.reference.source
+    }
     request = CampaignRequest(
         model=potential.spec,
         sha256=content_hash(potential),
@@ -142,12 +173,29 @@ def plan(
         runs=profile.runs,
         seed=seed,
         platform=platform,
+        labels=labels,
+        teacher=None if teacher is None else (teacher.spec, content_hash(teacher.potential)),
     )
     _claim(folder, request, resume=resume)
     if platform == AUTO:
         for record in _begun(campaign):
             require_recorded(record.folder, record.provenance.platform)
-    return campaign
+    if teacher is None:
+        return campaign
+    say = progress or _silent
+    known = {spec: with_landmarks(system, teacher, folder, say) for spec, system in systems.items()}
+    for system in known.values():
+        off = disagreement(system, teacher)
+        if off is not None and off > DISAGREEMENT:
+            log.warning(
+                "notice: the labels of %s differ from %s by %.0f%% of the forces: they are not by "
+                "one method, and along the run the model is held against %s",
+                system.name,
+                teacher.name,
+                100.0 * off,
+                teacher.name,
+            )
+    return dataclasses.replace(campaign, systems=known, teacher=teacher)
 
 
 def execute(campaign: Campaign, progress: Progress | None = None) -> MeasurementFile:
@@ -262,6 +310,7 @@ def _simulate(
     spec = campaign.spec(run, factor)
     if (folder / rundir.STATUS_FILE).exists():
         record = RunRecord.open(folder)
+        _require_same(record, spec, campaign.systems[run.system])
         if record.status.state == "complete" and record.spec.length_ps >= spec.length_ps:
             return
         # An extension that was interrupted goes on to where it was meant to go.
@@ -278,6 +327,24 @@ def _simulate(
         progress=lambda done, total: say(label, done, total),
         contexts=contexts,
     )
+
+
+def _require_same(record: RunRecord, spec: RunSpec, system: MolecularSystem) -> None:
+    """Refuse a run directory that is not this run's: its frames would be judged as if it were."""
+    kept = record.spec
+    asked = dataclasses.replace(spec, length_ps=kept.length_ps, platform=kept.platform)
+    different = [name for name, value in vars(asked).items() if vars(kept)[name] != value]
+    arrays = {
+        "species": (system.species, record.species),
+        "masses": (system.masses, record.masses),
+        "bonds": (system.bonds, record.bonds),
+    }
+    different += [name for name, pair in arrays.items() if not np.array_equal(*pair)]
+    if different:
+        raise OutputExistsError(
+            f"{record.folder} holds another run (different: {', '.join(different)}); use another "
+            "--out"
+        )
 
 
 def _measure(
@@ -305,6 +372,7 @@ def _measure(
             evaluator=evaluator,
             seed=campaign.seed,
             reference_energy_kjmol=potential.reference_energy(system),
+            teacher=campaign.teacher,
         )
         purposes = {record.spec.purpose for record in records}
         due = [check for check in checks if _is_due(check, static, purposes)]
@@ -394,6 +462,41 @@ def _provenance(campaign: Campaign, records: Sequence[RunRecord]) -> ValidationP
             system.name: system.reference.method if system.reference else None
             for system in campaign.systems.values()
         },
+        labels=_user_labels(campaign),
+        teacher=_user_teacher(campaign),
+    )
+
+
+def _user_labels(campaign: Campaign) -> dict[str, LabelsUsed]:
+    """The labels that the user has brought, by system, and what was said of them."""
+    return {
+        system.name: LabelsUsed(
+            file=system.reference.source,
+            sha256=system.reference.sha256,
+            units=system.reference.units,
+            method=system.reference.method,
+            n_frames=system.reference.n_frames,
+            held_out=f"{system.reference.held_out} (the user's word)",
+            zero_of_energy="a constant for the composition removed",
+        )
+        for system in campaign.systems.values()
+        if system.reference is not None and system.reference.source
+    }
+
+
+def _user_teacher(campaign: Campaign) -> TeacherUsed | None:
+    """The method that the user has named for what no file has."""
+    if campaign.teacher is None:
+        return None
+    card = campaign.teacher.potential.card
+    return TeacherUsed(
+        spec=campaign.teacher.spec,
+        name=card.name,
+        sha256=card.sha256,
+        labels_differ_from_it_by={
+            system.name: disagreement(system, campaign.teacher)
+            for system in campaign.systems.values()
+        },
     )
 
 
@@ -403,6 +506,8 @@ def _digest(system: MolecularSystem) -> str:
     box = np.zeros(0) if system.box_vectors is None else system.box_vectors
     for array in (system.species, system.masses, system.positions, system.bonds, box):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if system.charge or system.spin_multiplicity != 1:
+        digest.update(f"{system.charge} {system.spin_multiplicity}".encode())
     return digest.hexdigest()
 
 

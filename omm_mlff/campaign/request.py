@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from omm_mlff.schema import EXACT_KEYS
@@ -20,6 +20,8 @@ class CampaignRequest:
     sha256 : of the model's content
     profile : its name
     systems : what each system's content comes to, by its spec
+    labels : of those that the user has brought, what they come to, by the system's spec
+    teacher : spec and content of the method that the user has named
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
@@ -31,6 +33,8 @@ class CampaignRequest:
     runs: tuple[PlannedRun, ...]
     seed: int
     platform: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    teacher: tuple[str, str | None] | None = None
 
     def differs_in(self, other: CampaignRequest) -> list[str]:
         """Names of what the two do not agree on, sorted."""

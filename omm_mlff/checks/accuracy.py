@@ -170,7 +170,7 @@ def take(evidence: Evidence) -> list[Measurement]:
     reference = evidence.reference
     energies, forces = evidence.live.evaluate(reference.positions)
     where = Where(system=evidence.system.name)
-    cool = reference.temperature_K <= HOTTEST_K
+    cool = ~(reference.temperature_K > HOTTEST_K)  # one that is not known counts
     found = []
     rows = [row for row in CHECK.declares if row is not FORCE_RMSE_HOT]
     if cool.any():
@@ -185,6 +185,8 @@ def take(evidence: Evidence) -> list[Measurement]:
         }.items():
             estimate = jackknife(statistic, blocks)
             cause = scale_in_words(estimate.value) if row is FORCE_SCALE else ""
+            if reference.source and row in (ENERGY_RMSE, FORCE_RMSE):
+                cause = _whose(evidence, float(energy_error.mean()))
             found.append(sampled(row, estimate, where, cause))
         for symbol, atoms in _elements(evidence).items():
             estimate = force_rmse((force - target)[:, atoms], blocks)
@@ -275,6 +277,21 @@ def scale_in_words(scale: float) -> str:
     if abs(scale + 1.0) < _NEAR:
         return f"{text}: their sign is wrong"
     return text
+
+
+def _whose(evidence: Evidence, offset: float) -> str:
+    """Which labels of a user these are, in words: the report repeats what was said of them."""
+    reference = evidence.reference
+    said = {
+        "yes": "held out, as the user says",
+        "no": "the model was trained on them, as the user says",
+        "unknown": "whether the model was trained on them, nobody has said",
+    }[reference.held_out]
+    constant = offset * evidence.system.n_atoms / 1000.0
+    return (
+        f"{reference.n_frames} frames of {reference.source} ({reference.method}; {said}); a "
+        f"constant of {constant:.6g} eV for this composition is removed from the energies"
+    )
 
 
 def _elements(evidence: Evidence) -> dict[str, NDArray[np.int64]]:

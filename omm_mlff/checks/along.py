@@ -28,7 +28,8 @@ both in quadrature. Replicas that were stopped count up to 20 fs before, however
 The teacher is not the truth far from equilibrium: believe it from 0.8 to 1.35 bond lengths (DESIGN,
 section 6). A large error in a bond that is breaking says that the two differ, not by how much the
 student is wrong. Neutral molecules of H, C, N and O in vacuum, and only where the system's labels
-are ANI-1ccx's: a native force field on a user's own file does not claim to agree with it.
+are ANI-1ccx's: a native force field on a user's own file does not claim to agree with it. Where the
+user names a reference method, that one is asked, about whatever it serves.
 
 So measured (5 ps x 16 at 300 K; eV/angstrom, then the ratio):
 
@@ -43,6 +44,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,11 +62,11 @@ from omm_mlff.checks.base import (
     run_where,
     sampled,
 )
-from omm_mlff.checks.frames import AFTERMATH_PS
+from omm_mlff.checks.frames import AFTERMATH_PS, nearest_in_temperature
 from omm_mlff.errors import MissingPackageError
 from omm_mlff.schema import Declaration, Event, Measurement, Symptom, Where
 from omm_mlff.statistics.intervals import Estimate, blocks_of_frames, jackknife, t_estimate
-from omm_mlff.units import ANGSTROM_PER_NM, EV_ANGSTROM_PER_KJMOL_NM, PS_PER_FS
+from omm_mlff.units import ANGSTROM_PER_NM, EV_ANGSTROM_PER_KJMOL_NM, NM_PER_ANGSTROM, PS_PER_FS
 
 if TYPE_CHECKING:
     from omm_mlff.record.rundir import RunRecord
@@ -229,20 +231,14 @@ def ratio(above: Estimate, below: Estimate) -> Estimate:
 def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     """The teacher along one run."""
     where = run_where(evidence, run)
-    reason = _not_comparable(evidence)
-    if reason is None:
-        try:
-            teacher = _teacher()
-        except MissingPackageError as missing:
-            reason = str(missing)
-    if reason is not None:
+    labelled, reason = _labeller(evidence)
+    if labelled is None:
         return [absent(row, where, reason) for row in CHECK.declares]
     system = evidence.system
     visited = visited_frames(run, system.n_atoms)
     error = np.zeros_like(visited.forces)
     if len(error):
-        _, labels, _ = teacher.label(system.species, visited.positions)
-        error = visited.forces - labels
+        error = visited.forces - labelled(visited.positions)
     names = [f"{atom.element.symbol}{atom.index}" for atom in system.topology.atoms()]
     spread = np.isnan(visited.lag_fs)
     found = []
@@ -261,6 +257,29 @@ def _of_run(evidence: Evidence, run: RunRecord) -> list[Measurement]:
     return found
 
 
+def _labeller(evidence: Evidence) -> tuple[Callable[[Float], Float] | None, str]:
+    """What gives the teacher's forces, eV/angstrom, at positions in angstrom; or why none does."""
+    system, named = evidence.system, evidence.teacher
+    if named is not None:
+        unserved = named.unsupported(system)
+        if unserved is not None:
+            return None, unserved
+
+        def by_named(positions: Float) -> Float:
+            _, forces = named.evaluate(system, positions * NM_PER_ANGSTROM)
+            return forces * EV_ANGSTROM_PER_KJMOL_NM
+
+        return by_named, ""
+    reason = _not_comparable(evidence)
+    if reason is not None:
+        return None, reason
+    try:
+        teacher = _teacher()
+    except MissingPackageError as missing:
+        return None, str(missing)
+    return lambda positions: teacher.label(system.species, positions)[1], ""
+
+
 def _not_comparable(evidence: Evidence) -> str | None:
     from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES
 
@@ -270,9 +289,9 @@ def _not_comparable(evidence: Evidence) -> str | None:
         method = "has no labels" if reference is None else f"has labels by {reference.method}"
         return (
             f"system {system.name!r} {method}: nothing says that its forces should be "
-            f"those of {TEACHER_NAME}"
+            f"those of {TEACHER_NAME}; a method is named with --teacher"
         )
-    if system.periodic or system.charge:
+    if system.periodic or system.charge or system.spin_multiplicity != 1:
         return f"{TEACHER_NAME} is asked about neutral molecules in vacuum only"
     if not set(system.species.tolist()) <= set(TEACHER_SPECIES):
         return f"{TEACHER_NAME} knows H, C, N and O only"
@@ -308,12 +327,18 @@ def _on_the_way(
     if evidence.evaluator is None:
         reason = "the potential is not loaded, only its runs are"
         return [*found, absent(EXCURSION, where, reason)]
-    reference = evidence.reference
+    reference = evidence.system.reference
+    if reference is None:
+        reason = f"system {evidence.system.name!r} has no labelled frames to compare with"
+        return [*found, absent(EXCURSION, where, reason)]
     distance = np.abs(reference.temperature_K - run.spec.temperature_K)
-    if distance.min() > NEAR_IN_TEMPERATURE * run.spec.temperature_K:
+    if (
+        np.isfinite(distance).any()
+        and np.nanmin(distance) > NEAR_IN_TEMPERATURE * run.spec.temperature_K
+    ):
         reason = f"no labelled frame is near {run.spec.temperature_K:g} K"
         return [*found, absent(EXCURSION, where, reason)]
-    nearest = np.flatnonzero(distance == distance.min())
+    nearest = nearest_in_temperature(reference, run.spec.temperature_K)
     _, forces = evidence.evaluator.evaluate(reference.positions[nearest])
     labelled = (forces - reference.forces[nearest]) * EV_ANGSTROM_PER_KJMOL_NM
     square = (labelled**2).mean(axis=(1, 2))
@@ -322,7 +347,8 @@ def _on_the_way(
         blocks_of_frames(reference.trajectory[nearest]),
     )
     words = f"{estimate.value:.3g} eV/angstrom against {promised.value:.3g} on labelled frames at "
-    words += f"{reference.temperature_K[nearest[0]]:g} K; {cause}"
+    at = reference.temperature_K[nearest[0]]
+    words += f"{at:g} K; {cause}" if np.isfinite(at) else f"a temperature not known; {cause}"
     return [*found, sampled(EXCURSION, ratio(estimate, promised), spot, words)]
 
 

@@ -28,6 +28,7 @@ from omm_mlff.statistics.intervals import Estimate, garwood
 
 if TYPE_CHECKING:
     from omm_mlff.dynamics.evaluator import Evaluator
+    from omm_mlff.dynamics.reference_method import ReferenceMethod
     from omm_mlff.record.rundir import RunRecord
 
 Need = Literal["evaluator", "reference", "runs"]
@@ -75,6 +76,7 @@ class Evidence:
     seed : of every random choice that a check makes
     reference_energy_kjmol : the zero of energy for "percent of |E0|": the sum of the atomic
         reference energies of a student, 0 where the potential has none, None where it does not say
+    teacher : the reference method that the user has named; None where none was
     """
 
     system: MolecularSystem
@@ -83,6 +85,7 @@ class Evidence:
     evaluator: Evaluator | None = None
     seed: int = 0
     reference_energy_kjmol: float | None = 0.0
+    teacher: ReferenceMethod | None = None
 
     @property
     def reference(self) -> ReferenceLabels:

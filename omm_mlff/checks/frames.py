@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omm_mlff.checks.base import Evidence
+from omm_mlff.schema import ReferenceLabels
 from omm_mlff.units import NM_PER_ANGSTROM, PS_PER_FS
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def static_frames(evidence: Evidence, check: str, n_frames: int) -> NDArray[np.f
     noise = evidence.random(check).normal(size=shape) * DISPLACEMENT_NM
     noise[0] = 0.0
     return evidence.system.positions + noise
+
+
+def nearest_in_temperature(reference: ReferenceLabels, temperature_K: float) -> NDArray[np.int64]:
+    """The labelled frames whose temperature is nearest; all, where none says its temperature."""
+    distance = np.abs(reference.temperature_K - temperature_K)
+    if not np.isfinite(distance).any():
+        return np.arange(reference.n_frames)
+    return np.flatnonzero(distance == np.nanmin(distance))
 
 
 @dataclass(frozen=True)

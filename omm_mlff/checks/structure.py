@@ -38,7 +38,14 @@ from omm_mlff.checks.base import (
     run_where,
     sampled,
 )
-from omm_mlff.checks.frames import Sample, in_words, none_lasted, stretches, usable_replicas
+from omm_mlff.checks.frames import (
+    Sample,
+    in_words,
+    nearest_in_temperature,
+    none_lasted,
+    stretches,
+    usable_replicas,
+)
 from omm_mlff.geometry.distances import pair_lengths
 from omm_mlff.schema import Declaration, Measurement, MolecularSystem, ReferenceLabels, Symptom
 from omm_mlff.statistics.intervals import (
@@ -127,8 +134,7 @@ def bond_shift(
     -------
     the shift in angstrom, never negative, and the bond's index
     """
-    distance = np.abs(reference.temperature_K - temperature_K)
-    nearest = np.flatnonzero(distance == distance.min())
+    nearest = nearest_in_temperature(reference, temperature_K)
     lengths = pair_lengths(reference.positions[nearest], system.bonds, system.box_vectors)
     lengths *= ANGSTROM_PER_NM
     shifts = means.mean(axis=0) - lengths.mean(axis=0)

@@ -101,7 +101,10 @@ def take(evidence: Evidence) -> list[Measurement]:
     where = Where(system=system.name)
     landmarks = system.landmarks
     if landmarks is None:
-        reason = f"no reference method's conformers and scans are known for {system.name!r}"
+        reason = (
+            f"no reference method's conformers and scans are known for {system.name!r}; a method "
+            "is named with --teacher"
+        )
         return [absent(row, where, reason) for row in CHECK.declares]
     surface = evidence.live.evaluate
     return [

@@ -87,7 +87,10 @@ def take(evidence: Evidence) -> list[Measurement]:
     found = minimum_with_modes(surface, system, start)
     rows = [_imaginary(system, found, where)]
     if landmarks is None:
-        reason = f"no reference method's normal modes are known for {system.name!r}"
+        reason = (
+            f"no reference method's normal modes are known for {system.name!r}; a method is named "
+            "with --teacher"
+        )
         return rows + [absent(row, where, reason) for row in (FREQUENCY_RMSE, ZERO_POINT)]
     target = landmarks.frequencies
     n_modes = len(target)

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
-from omm_mlff.cli.arguments import allow_fallback_option, device_option, model_option
+from omm_mlff.cli.arguments import (
+    allow_fallback_option,
+    device_option,
+    model_option,
+    system_options,
+)
 
 NONE_CAME_THROUGH = 4
 
@@ -14,6 +19,7 @@ NONE_CAME_THROUGH = 4
 @click.command()
 @model_option
 @click.option("--system", required=True, metavar="NAME|FILE", help="What is simulated.")
+@system_options
 @click.option("--length-ps", default=1.0, show_default=True, type=click.FloatRange(min=0))
 @click.option("--temperature", "temperature_K", default=300.0, show_default=True, help="K.")
 @click.option(
@@ -49,6 +55,9 @@ NONE_CAME_THROUGH = 4
 def simulate(
     model: str,
     system: str,
+    frame: int | None,
+    charge: int | None,
+    spin: int | None,
     length_ps: float,
     temperature_K: float,
     ensemble: str,
@@ -68,13 +77,15 @@ def simulate(
     Exit codes: 0 done, 2 bad input, 4 no replica came through (or the simulation itself failed),
     130 interrupted.
     """
+    from omm_mlff.cli.output import models_print_to_stderr
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.dynamics.simulate import simulate as run
     from omm_mlff.forces.platforms import on_device
     from omm_mlff.potentials.registry import load_potential
     from omm_mlff.schema import RunSpec
-    from omm_mlff.systems import load_system
+    from omm_mlff.systems import load_system, with_options
 
+    system = with_options(system, frame=frame, charge=charge, spin=spin)
     spec = RunSpec(
         potential=model,
         system=system,
@@ -89,8 +100,8 @@ def simulate(
         ensemble=ensemble,
         purpose="thermostat" if ensemble == "nvt" else "production",
     )
-    potential, molecular_system = load_potential(model), load_system(system)
-    with shown_progress() as progress, on_device(platform, device):
+    with models_print_to_stderr(), shown_progress() as progress, on_device(platform, device):
+        potential, molecular_system = load_potential(model), load_system(system)
         record = run(
             spec,
             potential,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from omm_mlff.cli.arguments import system_options
+
 if TYPE_CHECKING:
     from omm_mlff.schema import MolecularSystem
     from omm_mlff.systems.shipped import SystemCard
@@ -16,17 +18,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("system", required=False)
+@system_options
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
-def systems(system: str | None, as_json: bool) -> None:
+def systems(
+    system: str | None, frame: int | None, charge: int | None, spin: int | None, as_json: bool
+) -> None:
     """List the systems that ship, or show SYSTEM.
 
-    SYSTEM is a shipped name, a .pdb, .sdf or .xyz file, or water-box:N.
+    SYSTEM is a shipped name, a structure file (PDB, mmCIF, SDF, MOL2, XYZ, GRO, prmtop+inpcrd,
+    psf+crd), smiles:STRING, or water-box:N.
     """
-    from omm_mlff.systems import system_names
+    from omm_mlff.systems import system_names, with_options
     from omm_mlff.systems.shipped import read_card
 
     if system is not None:
-        described = describe(system)
+        described = describe(with_options(system, frame=frame, charge=charge, spin=spin))
         click.echo(json.dumps(described, indent=2) if as_json else as_lines(described))
         return
     cards = [read_card(name) for name in system_names()]
@@ -64,7 +70,7 @@ def print_table(cards: list[SystemCard]) -> None:
         )
     Console().print(table)
     click.echo(
-        "Any .pdb, .sdf or .xyz file is a system too, and so is water-box:N.\n"
+        "Any structure file is a system too, and so are smiles:STRING and water-box:N.\n"
         "Show one with: omm-mlff systems NAME"
     )
 
@@ -81,6 +87,7 @@ def describe(spec: str) -> dict[str, Any]:
         "atoms": system.n_atoms,
         "bonds": len(system.bonds),
         "charge": system.charge,
+        "spin_multiplicity": system.spin_multiplicity,
         "mass_dalton": round(float(system.masses.sum()), 4),
         "box_nm": None if system.box_vectors is None else system.box_vectors.round(6).tolist(),
     }

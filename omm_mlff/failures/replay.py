@@ -14,7 +14,7 @@ from omm_mlff.forces.platforms import choose_platform
 from omm_mlff.potentials.registry import sources
 from omm_mlff.record.storage import storage_errors
 from omm_mlff.schema import MolecularSystem
-from omm_mlff.systems import load_system
+from omm_mlff.systems import load_system, split_spec, with_options
 from omm_mlff.units import PS_PER_FS
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ def write_replay(
 def _system_spec(run: RunRecord, system: MolecularSystem) -> str | None:
     """What `load_system` reads to get this system, from any folder; None where nothing does."""
     for spec in (run.spec.system, system.source):
-        path = Path(spec)
-        absolute = str(path.resolve()) if path.is_file() else spec
+        plain, options = split_spec(spec)
+        path = Path(plain)
+        absolute = with_options(str(path.resolve()), **options) if path.is_file() else spec
         try:
             found = load_system(absolute)
         except OmmMlffError:

@@ -10,6 +10,7 @@ atoms). The current directory can be imported from while the calculator is made.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -35,6 +36,7 @@ from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.content import content_digest
+from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
 from omm_mlff.schema import Identity, MolecularSystem, PotentialCard
@@ -46,6 +48,9 @@ FORMS = ("ase:module:factory[?option=value]", "ase:path/to/file.py:factory[?opti
 INSTALL = "pip install 'omm-mlff[ase]'"
 _EXTRAS = {"ase": "ase", "tblite": "xtb", "torchani": "teacher"}
 _OBJECT = " (object)"
+_CHARGE = ("charge",)
+_SPIN = ("multiplicity", "spin")
+_ATOMIC = {"charge": "charges", "spin": "magnetic moments"}
 _MAX_REPLICAS = 256
 _N_SUGGESTIONS = 8
 
@@ -60,7 +65,9 @@ class AsePotential:
     spec : what a user writes to get it
     calculator : with `get_potential_energy(atoms)` in eV and `get_forces(atoms)` in eV/angstrom
     card : what is known of it
-    charge : the total charge that it was made for, where that was said
+    charge, spin : the total charge and the spin multiplicity that it was made for, where that was
+        said; else each structure has them in `atoms.info["charge"]` and `atoms.info["spin"]`, and
+        in the sums of its initial charges and magnetic moments
 
     Raises
     ------
@@ -69,7 +76,12 @@ class AsePotential:
     """
 
     def __init__(
-        self, spec: str, calculator: Any, card: PotentialCard, charge: float | None = None
+        self,
+        spec: str,
+        calculator: Any,
+        card: PotentialCard,
+        charge: float | None = None,
+        spin: float | None = None,
     ) -> None:
         _require_ase()
         implemented = getattr(calculator, "implemented_properties", None)
@@ -81,6 +93,7 @@ class AsePotential:
         self.spec = spec
         self.calculator = calculator
         self.charge = charge
+        self.spin = spin
         self._card = card
         self._probe = Probe(self)
         self._gives_free_energy = True  # until it says otherwise
@@ -90,17 +103,35 @@ class AsePotential:
         return self._card
 
     def unsupported(self, system: MolecularSystem) -> str | None:
-        if self.charge is None and system.charge != 0:
-            return (
-                f"it has charge {system.charge:+d}, and ASE has no place from which every "
-                f"calculator reads it; name it to the factory, such as ?charge={system.charge}"
-            )
         if self.charge is not None and self.charge != system.charge:
             return (
                 f"the calculator was made for charge {self.charge:g}, this system has charge "
                 f"{system.charge:d}"
             )
-        return self._probe.failure(system)
+        if self.spin is not None and self.spin != system.spin_multiplicity:
+            return (
+                f"the calculator was made for spin multiplicity {self.spin:g}, this system has "
+                f"{system.spin_multiplicity:d}"
+            )
+        return self._probe.failure(system) or self._deaf(system)
+
+    def _deaf(self, system: MolecularSystem) -> str | None:
+        """Why a charge or spin that nobody named to the factory does not reach the calculator."""
+        open_questions = dataclasses.replace(
+            system,
+            charge=0 if self.charge is not None else system.charge,
+            spin_multiplicity=1 if self.spin is not None else system.spin_multiplicity,
+        )
+        deaf = deaf_to(self._probe.energy, open_questions)
+        if deaf is None:
+            return None
+        what, value = deaf
+        option = "charge" if what == "charge" else "multiplicity"
+        return (
+            f"it has {what} {value:+d}, and the calculator gives the same without: it reads "
+            f'neither atoms.info["{what}"] nor initial {_ATOMIC[what]}; name it to the factory, '
+            f"such as ?{option}={value}"
+        )
 
     def capabilities(self, system: MolecularSystem) -> Capabilities:
         return Capabilities(
@@ -120,7 +151,7 @@ class AsePotential:
     ) -> Built:
         openmm_system.addForce(
             make_python_force(
-                lambda frames, box: self._evaluate(frames, box, system.species),
+                lambda frames, box: self._evaluate(frames, box, system),
                 n_replicas=n_replicas,
                 n_atoms=system.n_atoms,
                 periodic=system.periodic,
@@ -132,7 +163,7 @@ class AsePotential:
     def energies_and_forces(
         self, positions: NDArray[np.float64], system: MolecularSystem
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self._evaluate(np.asarray(positions), system.box_vectors, system.species)
+        return self._evaluate(np.asarray(positions), system.box_vectors, system)
 
     def reference_energy(self, system: MolecularSystem) -> float | None:
         """None: a calculator does not say what part of its energy belongs to free atoms."""
@@ -142,10 +173,17 @@ class AsePotential:
         self,
         frames: NDArray[np.float64],
         box_vectors: NDArray[np.float64] | None,
-        species: NDArray[np.int64],
+        system: MolecularSystem,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         from ase import Atoms
 
+        said: dict[str, Any] = {}
+        if system.charge and self.charge is None:
+            said["charges"] = np.full(system.n_atoms, system.charge / system.n_atoms)
+        if system.spin_multiplicity > 1 and self.spin is None:
+            said["magmoms"] = np.full(
+                system.n_atoms, (system.spin_multiplicity - 1) / system.n_atoms
+            )
         cell = None if box_vectors is None else box_vectors * ANGSTROM_PER_NM
         energies = np.empty(len(frames))
         forces = np.empty(frames.shape)
@@ -153,10 +191,12 @@ class AsePotential:
             # New atoms a frame: a calculator that keeps hold of the last ones would take those for
             # unchanged if they were moved.
             atoms = Atoms(
-                numbers=species,
+                numbers=system.species,
                 positions=frame * ANGSTROM_PER_NM,
                 cell=cell,
                 pbc=cell is not None,
+                info={"charge": system.charge, "spin": system.spin_multiplicity},
+                **said,
             )
             energy, force = self._of(atoms)
             energies[i] = energy * KJMOL_PER_EV
@@ -259,7 +299,8 @@ def load(spec: str) -> AsePotential:
         sha256=hashlib.sha256(Path(where).read_bytes()).hexdigest() if _is_file(where) else None,
         **said,
     )
-    return AsePotential(spec, calculator, card, _charge(calculator, options))
+    charge, spin = (_said(calculator, options, words) for words in (_CHARGE, _SPIN))
+    return AsePotential(spec, calculator, card, charge, spin)
 
 
 def _identity(spec: str, options: dict[str, Any]) -> str:
@@ -287,7 +328,12 @@ def wrap(thing: Any) -> AsePotential:
         dtype="float32",
         sha256=content_digest(thing, without=_RESULTS),
     )
-    return AsePotential(f"{SOURCE}:{name}{_OBJECT}", thing, card, _charge(thing, {}))
+    return AsePotential(
+        f"{SOURCE}:{name}{_OBJECT}",
+        thing,
+        card,
+        *(_said(thing, {}, words) for words in (_CHARGE, _SPIN)),
+    )
 
 
 def _parts(target: str) -> tuple[str, str]:
@@ -315,13 +361,16 @@ def _name(factory: str, options: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.+-]+", "_", "-".join([factory.rpartition(".")[2], *said]))
 
 
-def _charge(calculator: Any, options: Mapping[str, Any]) -> float | None:
-    """The total charge that was given to the factory, or that stands among the parameters."""
+def _said(calculator: Any, options: Mapping[str, Any], words: tuple[str, ...]) -> float | None:
+    """A number that was given to the factory, or that stands among the parameters."""
     parameters = getattr(calculator, "parameters", None)
-    said = options.get("charge")
-    if said is None and isinstance(parameters, Mapping):
-        said = parameters.get("charge")
-    return said if isinstance(said, int | float) else None
+    for word in words:
+        said = options.get(word)
+        if said is None and isinstance(parameters, Mapping):
+            said = parameters.get(word)
+        if isinstance(said, int | float):
+            return said
+    return None
 
 
 def _require_ase() -> None:

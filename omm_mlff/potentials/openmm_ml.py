@@ -44,6 +44,7 @@ from omm_mlff.forces.faults import one_line
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.content import content_digest
+from omm_mlff.potentials.ions import deaf_to
 from omm_mlff.potentials.probe import Probe
 from omm_mlff.potentials.spec import card_options, split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
@@ -115,7 +116,21 @@ class OpenmmMLPotential:
         given = self._options.get("charge")
         if given is not None and given != system.charge:
             return f"it was loaded for charge {given}, this one has {system.charge}"
-        return self._probe.failure(system)
+        spin = self._options.get("multiplicity")
+        if spin is not None and spin != system.spin_multiplicity:
+            return (
+                f"it was loaded for spin multiplicity {spin}, this one has "
+                f"{system.spin_multiplicity}"
+            )
+        failure = self._probe.failure(system)
+        deaf = None if failure else deaf_to(self._probe.energy, system)
+        if deaf is None:
+            return failure
+        what, value = deaf
+        return (
+            f"it has {what} {value:+d}, and {self._card.name} gives the same without: it takes no "
+            f"{what}; take a model that does"
+        )
 
     def capabilities(self, system: MolecularSystem) -> Capabilities:
         return Capabilities(reads_box=True)
@@ -133,6 +148,8 @@ class OpenmmMLPotential:
         options = dict(self._options)
         if system.charge:
             options["charge"] = system.charge  # openmm-ml's word for it
+        if system.spin_multiplicity != 1:
+            options["multiplicity"] = system.spin_multiplicity
         n_particles, n_constraints = _counts(openmm_system)
         try:
             self._impl.addForces(topology, openmm_system, None, 0, **options)

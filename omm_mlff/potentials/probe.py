@@ -26,18 +26,27 @@ class Probe:
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
-        self._known: dict[tuple[bytes, ...], str | None] = {}
+        self._known: dict[tuple[bytes, ...], str | float] = {}
 
     def failure(self, system: MolecularSystem) -> str | None:
         """What went wrong at the system's own positions, in one line; None where nothing did."""
+        found = self._found(system)
+        return found if isinstance(found, str) else None
+
+    def energy(self, system: MolecularSystem) -> float | None:
+        """The energy at the system's own positions, kJ/mol; None where something went wrong."""
+        found = self._found(system)
+        return None if isinstance(found, str) else found
+
+    def _found(self, system: MolecularSystem) -> str | float:
         box = b"" if system.box_vectors is None else system.box_vectors.tobytes()
-        charge = str(system.charge).encode()
+        charge = f"{system.charge} {system.spin_multiplicity}".encode()
         key = (system.species.tobytes(), system.bonds.tobytes(), box, charge)
         if key not in self._known:
             self._known[key] = self._try(system)
         return self._known[key]
 
-    def _try(self, system: MolecularSystem) -> str | None:
+    def _try(self, system: MolecularSystem) -> str | float:
         from omm_mlff.potentials.base import bare_system
 
         openmm_system = bare_system(system)
@@ -60,8 +69,9 @@ class Probe:
             return str(error)
         except Exception as error:  # what somebody else's code raises is not known beforehand
             return one_line(error)
-        if not np.isfinite(state.getPotentialEnergy()._value):
+        energy = float(state.getPotentialEnergy()._value)
+        if not np.isfinite(energy):
             return "its energy is not finite at the structure as given"
         if not np.isfinite(state.getForces(asNumpy=True)._value).all():
             return "its forces are not finite at the structure as given"
-        return None
+        return energy

@@ -26,6 +26,7 @@ from omm_mlff.forces.scripting import script
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
 from omm_mlff.potentials.content import content_digest
+from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.potentials.spec import split_options
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.students.checkpoint import CARD_FILE, load_card, load_student
@@ -97,8 +98,9 @@ class StudentPotential:
         unknown = sorted(set(system.species.tolist()) - set(self.student.config.species))
         if unknown:
             return f"it was never trained on {_symbols(unknown)} (knows {_symbols(self._known())})"
-        if system.charge != 0:
-            return f"it is for neutral molecules, this one has charge {system.charge:+d}"
+        reason = no_neutral_singlet(system)
+        if reason:
+            return reason
         if system.n_atoms < 2:
             return "a single atom has no pairs"
         return self._too_large(system, 1)
@@ -505,6 +507,8 @@ def _card(card: dict[str, Any], student: Student) -> PotentialCard:
         n_parameters=student.n_parameters,
         training_domain=card.get("training_domain", {}),
         sha256=card.get("sha256"),
+        charge=0,
+        spin_multiplicity=1,
     )
 
 

@@ -13,6 +13,7 @@ from omm_mlff.forces.built import Built
 from omm_mlff.forces.python_force import make_python_force
 from omm_mlff.forces.tap import Tap
 from omm_mlff.potentials.base import Capabilities
+from omm_mlff.potentials.ions import no_neutral_singlet
 from omm_mlff.schema import MolecularSystem, PotentialCard
 from omm_mlff.teachers.ani import TEACHER_NAME, TEACHER_SPECIES, Teacher
 from omm_mlff.units import (
@@ -48,6 +49,8 @@ class TeacherPotential:
             species=TEACHER_SPECIES,
             cutoff_nm=_CUTOFF_ANGSTROM * NM_PER_ANGSTROM,
             dtype="float64",
+            charge=0,
+            spin_multiplicity=1,
             training_domain=_TRAINING_DOMAIN,
         )
 
@@ -60,8 +63,9 @@ class TeacherPotential:
         if unknown:
             symbols = [openmm.app.Element.getByAtomicNumber(z).symbol for z in unknown]
             return f"{TEACHER_NAME} does not know {', '.join(symbols)} (knows H, C, N, O)"
-        if system.charge != 0:
-            return f"it is for neutral molecules, this one has charge {system.charge:+d}"
+        reason = no_neutral_singlet(system)
+        if reason:
+            return reason
         if system.periodic:
             return "the teacher is run on molecules in vacuum only"
         if system.n_atoms < 2:

@@ -413,9 +413,7 @@ def _verify_on_device(model: _Model, launch: Launch, species: Tensor, index: int
     key = (model.digest, tuple(species.tolist()), launch.variant, call.group, n_copies, index)
     if key in _verified_on_device:
         return
-    trial = model.device.prepare(
-        index, species, n_copies, cluster=launch.variant.cluster, group=call.group
-    )
+    trial = model.device.prepare(index, species, n_copies, choice=launch.choice)
     x, _ = _trial(len(species))
     shift = np.random.default_rng(1).normal(scale=_TRIAL_COPY_ANGSTROM, size=(n_copies, *x.shape))
     positions = torch.from_numpy((x + shift).reshape(-1, 3) * NM_PER_ANGSTROM).to(launch.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from openmm import unit
-from openmm.app import Topology
+from openmm.app import Element, Topology
 from scipy.spatial import cKDTree
 
 from omm_mlff.errors import StructureError
@@ -18,6 +20,9 @@ Bonds = NDArray[np.int64]
 SAME_PLACE_NM = 0.05
 """Closer than this, two atoms are at one place: the shortest bond, H-H, is 0.074 nm."""
 
+DEUTERIUM_DALTON = 2.01410177812
+"""Of the atom: Wang et al., Chin. Phys. C 45, 030003 (2021)."""
+
 
 def build_system(
     *,
@@ -29,14 +34,17 @@ def build_system(
     charge: int = 0,
     box_vectors: Float | None = None,
     reference: ReferenceLabels | None = None,
+    spin_multiplicity: int = 1,
+    isotopes: Mapping[int, float] | None = None,
 ) -> MolecularSystem:
     """A system whose topology has exactly the bonds given.
 
     Parameters
     ----------
-    topology : bonds that it lacks are added to it
+    topology : bonds that it lacks are added to it, and deuterium becomes hydrogen with its own mass
     positions : shape (n_atoms, 3), nm
     bonds : shape (n_bonds, 2), atom indices
+    isotopes : masses of atoms that are not of the usual mixture, by index, dalton
 
     Raises
     ------
@@ -50,6 +58,13 @@ def build_system(
                 f"{source}: atom {atom.index + 1} ({atom.name}) has no known element; "
                 "write its symbol into the file, or remove dummy atoms"
             )
+    masses = np.array([atom.element.mass.value_in_unit(unit.dalton) for atom in atoms])
+    for atom in atoms:
+        if atom.element is Element.getBySymbol("D"):  # an isotope has a mass of its own, no more
+            atom.element = Element.getBySymbol("H")
+            masses[atom.index] = DEUTERIUM_DALTON
+    for index, mass in (isotopes or {}).items():
+        masses[index] = mass
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     labels = atom_labels(topology)
     require_finite(source, labels, positions)
@@ -66,10 +81,11 @@ def build_system(
         topology=topology,
         positions=positions,
         species=np.array([atom.element.atomic_number for atom in atoms], dtype=np.int64),
-        masses=np.array([atom.element.mass.value_in_unit(unit.dalton) for atom in atoms]),
+        masses=masses,
         bonds=ordered,
         box_vectors=box_vectors,
         charge=charge,
+        spin_multiplicity=spin_multiplicity,
         reference=reference,
     )
 

@@ -27,7 +27,9 @@ Float = NDArray[np.float64]
 REMEDY = (
     "add them with pdbfixer or openmm.app.Modeller.addHydrogens, or export the file with hydrogens"
 )
-_ELSE_SDF = "; if none is missing, give an SDF file, whose bond orders settle it"
+_ELSE_SDF = (
+    "; if none is missing, give an SDF file, whose bond orders settle it, or --spin for a radical"
+)
 
 # Covalent radii of double and triple bonds, angstrom: Pyykkö & Atsumi, Chem. Eur. J. 15, 12770
 # (2009). A bond up to the margin longer than their sum may still be of that order: aromatic bonds
@@ -112,6 +114,7 @@ def require_hydrogens(
     charge: int | None = None,
     biopolymer: NDArray[np.bool_] | None = None,
     box_vectors: Float | None = None,
+    n_unpaired: int = 0,
 ) -> int:
     """The total charge of a structure that lacks no hydrogen.
 
@@ -125,6 +128,7 @@ def require_hydrogens(
     biopolymer : shape (n_atoms,), atoms of residues in which acids and bases may be charged: what
         charge they have follows from their hydrogens, where none is stated
     box_vectors : shape (3, 3), nm
+    n_unpaired : electrons of a radical that have no partner: it may lack as many hydrogens
 
     Raises
     ------
@@ -132,7 +136,7 @@ def require_hydrogens(
     """
     geometry = _Geometry(species, positions, bonds, box_vectors)
     total, missing = _least_hydrogens(geometry, charge or 0, biopolymer, stated=charge is not None)
-    if missing is not None and not missing:
+    if missing is not None and sum(missing.values()) <= n_unpaired:
         return total
     if charge is None:
         everything = np.ones(len(species), dtype=bool)
@@ -140,7 +144,8 @@ def require_hydrogens(
         if without is not None and not without and (missing is None or len(missing) > 0):
             remedy = (
                 f"as it stands it would be an ion of charge {implied:+d}: if it is one, state "
-                "formal charges in an SDF or PDB file; if hydrogens are missing, " + REMEDY
+                f"formal charges in an SDF or PDB file, or give --charge {implied}; if "
+                f"hydrogens are missing, {REMEDY}"
             )
             if missing is None:
                 raise StructureError(f"{source}: no neutral molecule has these atoms; {remedy}")
@@ -148,7 +153,7 @@ def require_hydrogens(
     if missing is None:
         raise StructureError(
             f"{source}: no closed-shell molecule of charge {charge or 0:+d} has these atoms; "
-            "check for missing hydrogens, wrong bonds, or a charge that is not stated"
+            "check for missing hydrogens, wrong bonds, or a charge that is not stated (--charge)"
         )
     raise StructureError(describe_missing(source, labels, missing, REMEDY + _ELSE_SDF))
 

@@ -91,7 +91,7 @@ def load_shipped(name: str) -> MolecularSystem:
     StructureError : the labels or landmarks are not those that their card was written for
     """
     from omm_mlff.systems.build import build_system
-    from omm_mlff.systems.files import read_pdb
+    from omm_mlff.systems.formats.pdb import read_pdb
 
     card = read_card(name)
     topology, positions, _ = read_pdb(card.folder / STRUCTURE)
@@ -124,7 +124,14 @@ def _read_labels(path: Path, card: ReferenceCard, n_atoms: int) -> ReferenceLabe
             f"reference labels {path}: wanted positions of ({len(trajectory)}, {n_atoms}, 3), "
             f"got {arrays['positions'].shape}; make them anew"
         )
-    return ReferenceLabels(trajectory=trajectory, method=card.method, **arrays)
+    return ReferenceLabels(
+        positions=arrays["positions"],
+        energies=arrays["energies"],
+        forces=arrays["forces"],
+        trajectory=trajectory,
+        temperature_K=arrays["temperature_K"],
+        method=card.method,
+    )
 
 
 @dataclass(frozen=True)

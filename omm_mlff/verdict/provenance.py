@@ -21,6 +21,45 @@ class SimulatedRun:
 
 
 @dataclass(frozen=True)
+class LabelsUsed:
+    """Labels that a user has brought, and what was said of them.
+
+    Attributes
+    ----------
+    units : as they were taken
+    held_out : "yes", "no" or "unknown", by the user's word
+    zero_of_energy : what was done with the constant between two methods
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    file: str
+    sha256: str | None
+    units: str
+    method: str
+    n_frames: int
+    held_out: str
+    zero_of_energy: str
+
+
+@dataclass(frozen=True)
+class TeacherUsed:
+    """The method that a user has named for what no file has.
+
+    Attributes
+    ----------
+    labels_differ_from_it_by : relative to the forces, by system; None where there are no labels
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = EXACT_KEYS
+
+    spec: str
+    name: str
+    sha256: str | None
+    labels_differ_from_it_by: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class ValidationProvenance:
     """What a validation depends on; None where that is not known, or was not kept yet.
 
@@ -31,6 +70,8 @@ class ValidationProvenance:
     notices : of all runs
     runs : by name
     reference : the method of the labels, by system; None where there are none
+    labels : that the user has brought, by system
+    teacher : that the user has named
     command : repeats the validation
     date : of the verdict, ISO 8601
     """
@@ -47,6 +88,8 @@ class ValidationProvenance:
     seed: int | None = None
     runs: Mapping[str, SimulatedRun] = field(default_factory=dict)
     reference: Mapping[str, str | None] = field(default_factory=dict)
+    labels: Mapping[str, LabelsUsed] = field(default_factory=dict)
+    teacher: TeacherUsed | None = None
     command: str | None = None
     date: str | None = None
 
@@ -56,10 +99,10 @@ class ValidationProvenance:
         return sorted({method for method in self.reference.values() if method})
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the files; without command and date where there is no verdict yet."""
+        """The content of the files, without what there is not, such as a date at first."""
         content = dict(finite(dataclasses.asdict(self)))
         return {
             key: value
             for key, value in content.items()
-            if value is not None or key not in ("command", "date")
+            if value or key not in ("labels", "teacher", "command", "date")
         }

@@ -410,3 +410,27 @@ def test_a_run_that_recorded_nothing_is_refused(vacuum, tmp_path):
     with pytest.raises(InputError, match="holds no frame; nothing was written"):
         convert(bare, "xtc", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_lithium_and_sodium_survive_the_way_out_and_back(tmp_path):
+    """A name such as Na1 is easily taken for nitrogen."""
+    salt = molecule(
+        [3, 9, 11, 17],
+        [[0.0, 0.0, 0.0], [0.156, 0.0, 0.0], [0.0, 1.0, 0.0], [0.236, 1.0, 0.0]],
+        [[0, 1], [2, 3]],
+    )
+    run = tmp_path / "run"
+    spec = RunSpec("springs", "springs", 0.005, 300.0, 1, seed=3)
+    simulate(spec, SpringPotential(), salt, run)
+    for form in ("dcd", "xtc", "extxyz"):
+        convert(run, form, tmp_path / form)
+        for path in sorted((tmp_path / form).rglob("*")):
+            if path.suffix == ".pdb":
+                elements = [a.element.atomic_number for a in mdtraj.load(str(path)).topology.atoms]
+                assert elements == [3, 9, 11, 17]
+                assert load_system(str(path)).species.tolist() == [3, 9, 11, 17]
+            elif path.suffix == ".extxyz":
+                assert ase_io.read(path, index=0).numbers.tolist() == [3, 9, 11, 17]
+                assert load_system(f"{path}?frame=2").species.tolist() == [3, 9, 11, 17]
+    (segment,) = (run / "replica_000").glob("*.h5")
+    assert load_system(f"{segment}?frame=2").species.tolist() == [3, 9, 11, 17]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from omm_mlff.bench import device_engine
 from omm_mlff.bench.ptxas import Usage, variant
 from omm_mlff.students.kernel.device import Device
+from omm_mlff.students.kernel.layout import choices, cluster_sizes
 
 TIMES = {"launched_ms": 0.05, "replayed_ms": 0.04, "replayed_is_launched": True, "peak_MB": 1.5}
 ROW = {
@@ -87,3 +88,42 @@ def test_usage_is_read_from_the_assemblers_log() -> None:
 
 def test_variant_of_a_shipped_student_has_its_shape() -> None:
     assert variant("tiny", False, 4).slice == 16
+
+
+def test_sweep_tries_only_what_the_kernel_can_be_and_compares_each_with_the_rules() -> None:
+    for (name, molecule, n_copies), tried in device_engine.TRIALS.items():
+        case = device_engine.subject(name, molecule, 1)
+        config = case.student.config
+        usual = choices(config.n_features, len(case.species), n_copies, 132)[0]
+        assert usual in tried
+        assert {choice.cluster for choice in tried} <= set(cluster_sizes(config.n_features))
+        assert all(c.cluster == 1 or c.cluster * n_copies <= 132 for c in tried)
+        assert len(set(tried)) == len(tried)
+    assert sum(map(len, device_engine.TRIALS.values())) <= 40
+
+
+def test_sweep_table_marks_the_quickest_way_that_is_right() -> None:
+    row = {"student": "tiny", "molecule": "water", "n_copies": 1, "cluster": 1, "threads": 256}
+    row |= {"blocks": 2, "group": 1, "n_blocks": 1, "shared_KB": 9.0, "right": True}
+    row |= {"off_eV_per_atom": 1e-8, "off_eV_per_angstrom": 1e-6}
+    wrong = row | {"replayed_ms": 0.1, "right": False}
+    missing = {k: row[k] for k in ("student", "molecule", "n_copies", "cluster", "threads")}
+    missing |= {"blocks": 3, "group": None, "error": "not compiled"}
+    shown = device_engine.sweep_table(
+        [row | {"replayed_ms": 0.3}, row | {"replayed_ms": 0.2}, wrong, missing]
+    ).splitlines()[1:]
+    assert [line.endswith(" *") for line in shown] == [False, True, False, False]
+    assert shown[2].endswith("WRONG")
+    assert shown[3].endswith("not compiled")
+
+
+def test_sweep_without_a_device_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise RuntimeError("no driver\nat all")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", none)
+    ended = CliRunner().invoke(device_engine.main, ["--sweep", "--out", str(tmp_path)])
+    assert ended.exit_code == 2
+    assert "error: CUDA cannot be used: no driver\n" in ended.output

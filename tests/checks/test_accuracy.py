@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from checks.fakes import FakeEvaluator, Pairs, by_name, card, labels, water, with_labels
@@ -208,3 +210,36 @@ def test_nearest_factors_are_told_apart() -> None:
     assert "eV for kcal/mol" in accuracy.scale_in_words(1.0 / 23.06)
     assert "hartree for eV" in accuracy.scale_in_words(1.0 / 27.21)
     assert "as if" not in accuracy.scale_in_words(1.3)
+
+
+def test_frames_of_a_temperature_not_known_count() -> None:
+    def stronger(positions, system):
+        energy, forces = MODEL(positions, system)
+        return energy, 1.1 * forces
+
+    known, unknown = (by_name(measured(stronger, temperature_K=t)) for t in (COOL, COOL * np.nan))
+    for name in ("accuracy.force_rmse", "accuracy.force_scale"):
+        assert unknown[name].value == known[name].value
+    assert unknown["accuracy.force_rmse_hot"].value is None
+
+
+def test_what_a_user_said_of_the_labels_is_repeated() -> None:
+    bare = water()
+    reference = dataclasses.replace(
+        labels(MODEL, bare, temperature_K=COOL, trajectory=TRAJECTORY),
+        source="mine.xyz",
+        held_out="no",
+    )
+    system = with_labels(bare, reference)
+
+    def shifted(positions, system):
+        energy, forces = MODEL(positions, system)
+        return energy + 96.48533212331, forces
+
+    evaluator = FakeEvaluator(shifted, system)
+    found = by_name(accuracy.CHECK.measure(Evidence(system, card(), evaluator=evaluator)))
+    cause = found["accuracy.energy_rmse"].cause
+    assert cause.startswith("80 frames of mine.xyz")
+    assert "the model was trained on them, as the user says" in cause
+    assert "a constant of 1 eV for this composition is removed" in cause
+    assert by_name(measured(MODEL))["accuracy.energy_rmse"].cause == ""

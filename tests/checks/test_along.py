@@ -202,3 +202,56 @@ def test_the_real_teachers_own_forces_have_no_error(teacher, monkeypatch) -> Non
     row = measured(replicas, system)["along.force_rmse"]
     assert row.value < 1e-9
     assert re.fullmatch(r"largest on [OH][012], .* eV/angstrom in replica [01] at .* ps", row.cause)
+
+
+class NamedMethod:
+    """A reference method that a user names: pulls as the fake teacher does."""
+
+    name = "pull"
+
+    def __init__(self, refuses: str | None = None) -> None:
+        self.refuses = refuses
+
+    def unsupported(self, system):
+        return self.refuses
+
+    def evaluate(self, system, positions):
+        return np.zeros(len(positions)), pull(positions)
+
+
+def test_a_method_that_the_user_names_is_asked_whatever_the_labels_are_by():
+    run = FakeRun([replica(k, 0.2) for k in range(4)], water().masses)
+    unlabelled = Evidence(water(), card(), runs=(run,), teacher=NamedMethod())
+    found = by_name(along.CHECK.measure(unlabelled))
+    assert found["along.force_rmse"].value == pytest.approx(0.2)
+    assert found["along.excursion"].value is None
+    system = labelled(0.05, method="another")
+    evidence = Evidence(
+        system,
+        card(),
+        runs=(run,),
+        evaluator=FakeEvaluator(lambda x, _: (0.0, pull(x)), system),
+        teacher=NamedMethod(),
+    )
+    assert by_name(along.CHECK.measure(evidence))["along.excursion"].value == pytest.approx(4.0)
+    refusing = dataclasses.replace(evidence, teacher=NamedMethod("it knows no oxygen"))
+    row = by_name(along.CHECK.measure(refusing))["along.force_rmse"]
+    assert row.not_applicable == "it knows no oxygen"
+
+
+def test_labels_that_do_not_say_their_temperature_are_compared_with_any_run():
+    system = labelled(0.05)
+    reference = dataclasses.replace(
+        system.reference, temperature_K=np.full(system.reference.n_frames, np.nan)
+    )
+    system = dataclasses.replace(system, reference=reference)
+    evidence = Evidence(
+        system,
+        card(),
+        runs=(FakeRun([replica(k, 0.1) for k in range(4)], system.masses),),
+        evaluator=FakeEvaluator(lambda x, _: (0.0, pull(x)), system),
+        teacher=NamedMethod(),
+    )
+    row = by_name(along.CHECK.measure(evidence))["along.excursion"]
+    assert row.value == pytest.approx(2.0)
+    assert "a temperature not known" in row.cause

@@ -16,7 +16,7 @@ from springs import molecule
 
 from omm_mlff.checks import torsions
 from omm_mlff.checks.base import Evidence
-from omm_mlff.distill.landmarks import torsion_angles, turned
+from omm_mlff.geometry.landmarks import torsion_angles, turned
 from omm_mlff.schema import ReferenceLandmarks, TorsionScan
 from omm_mlff.units import KJMOL_PER_EV
 

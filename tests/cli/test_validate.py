@@ -211,3 +211,42 @@ def test_ctrl_c_ends_in_130_and_resume_goes_on(tmp_path):
     times = RunRecord.open(run).replica(0).time
     assert len(times) > kept
     assert times[kept] - times[kept - 1] == pytest.approx(0.0005)
+
+
+CHATTY = """
+import ctypes
+
+from ase.calculators.emt import EMT
+
+
+class Chatty(EMT):
+    def calculate(self, *args, **keywords):
+        print("chatter")
+        ctypes.CDLL(None).puts(b"chatter of a library")
+        super().calculate(*args, **keywords)
+"""
+
+
+def test_what_a_model_prints_goes_to_stderr(tmp_path):
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    (tmp_path / "short.toml").write_text(SHORT)
+    words = [sys.executable, "-c", "import sys; from omm_mlff.cli.main import main; main()"]
+    words += ["validate", "--json", "--model", "ase:chatty.py:Chatty", "--profile", "short.toml"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    document = json.loads(done.stdout)
+    assert document["model"]["source"] == "ase"
+    assert done.stderr.count("chatter") > 2
+    assert "chatter of a library" in done.stderr
+
+
+def test_options_of_a_file_belong_to_a_system(capsys):
+    assert main(["validate", "--model", "tiny", "--charge", "1"]) == 2
+    assert "name one" in capsys.readouterr().err
+
+
+def test_a_radical_is_refused_in_one_line(tmp_path, capsys):
+    rows = "C 0 0 0\nH 1.079 0 0\nH -0.5395 0.9344 0\nH -0.5395 -0.9344 0\n"
+    path = structure(tmp_path, "4\n\n" + rows)
+    words = ("validate", "--model", "tiny", "--system", path, "--out", str(tmp_path / "o"))
+    line = refused(capsys, *words, "--spin", "2")
+    assert "it is for closed shells (singlets), this one has spin multiplicity 2" in line

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from omm_mlff import data
-from omm_mlff.distill.landmarks import (
-    LandmarkPlan,
-    find_landmarks,
-    make_landmarks,
-    teacher_surface,
-    torsion_angles,
-    turned,
-)
+from omm_mlff.distill.landmarks import find_landmarks, make_landmarks, teacher_surface
 from omm_mlff.errors import StructureError
+from omm_mlff.geometry.landmarks import LandmarkPlan, torsion_angles, turned
 from omm_mlff.geometry.normal_modes import AMPLITUDE_NM, hessian, normal_modes
 from omm_mlff.schema import MolecularSystem
 from omm_mlff.systems import load_system, system_names

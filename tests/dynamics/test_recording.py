@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omm_mlff.dynamics.frames import Frames
-from omm_mlff.dynamics.recording import Recorder, StatusLog, topology_json
+from omm_mlff.dynamics.recording import BatchLog, Recorder, StatusLog, topology_json
 from omm_mlff.record.rundir import FIELDS, SegmentWriter
 from omm_mlff.schema import Event, RunSpec
 from omm_mlff.systems import load_system
@@ -117,7 +117,7 @@ def test_a_status_is_read_again_as_it_was(tmp_path):
     log = StatusLog(tmp_path, SPEC)
     log.events[1] = Event("bond", 7, 0.0035, (0, 2), 0.153, "nm", "bond O0-H2 is 0.153 nm long")
     log.events[0] = Event("nan", 9, 0.0045, (), float("nan"), "kJ/mol", "not finite")
-    log.batches[0] = {"replicas": [0, 1], "wall_s": 2.5}
+    log.batches[0] = BatchLog((0, 1), 2.5, pace=[(0, 256, 0.1, 1.0)])
     log.write("interrupted")
     written = json.loads((tmp_path / "status.json").read_text())
     assert (written["state"], written["n_steps"]) == ("interrupted", SPEC.n_steps)

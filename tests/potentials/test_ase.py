@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -274,6 +275,69 @@ def test_a_charge_must_have_been_named_to_the_calculator(folder):
     told.parameters["charge"] = -1
     assert as_potential(told).unsupported(ion) is None
     assert "made for charge -1, this system has charge 0" in as_potential(told).unsupported(pair())
+
+
+class Listening(Spring):
+    """Its energy depends on the charge and the spin that the atoms bring."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.heard = atoms.info["charge"], atoms.info["spin"]
+        self.sums = (
+            float(atoms.get_initial_charges().sum()),
+            float(atoms.get_initial_magnetic_moments().sum()),
+        )
+        self.results["energy"] += 0.1 * atoms.info["charge"] + 0.01 * atoms.info["spin"]
+
+
+def test_a_calculator_that_reads_charge_and_spin_gets_them():
+    calculator = Listening()
+    potential = as_potential(calculator)
+    ion = dataclasses.replace(pair(charge=-1), spin_multiplicity=2)
+    assert potential.unsupported(ion) is None
+    (energy,), _ = potential.energies_and_forces(ion.positions[None], ion)
+    assert calculator.heard == (-1, 2)
+    assert calculator.sums == pytest.approx((-1.0, 1.0))
+    (neutral,), _ = potential.energies_and_forces(pair().positions[None], pair())
+    assert calculator.heard == (0, 1)
+    assert calculator.sums == (0.0, 0.0)
+    assert energy - neutral == pytest.approx((-0.1 + 0.01) * EV)
+
+
+def test_a_calculator_that_does_not_listen_is_refused_a_radical():
+    reason = as_potential(Spring()).unsupported(dataclasses.replace(pair(), spin_multiplicity=2))
+    assert "gives the same without" in reason
+    assert "?multiplicity=2" in reason
+
+
+CASES = Path(__file__).parents[1] / "systems" / "cases"
+
+
+@pytest.mark.parametrize("name", ["acetate.sdf", "ammonium-charge.xyz", "methyl-radical.sdf"])
+def test_xtb_gets_the_charge_and_the_spin_of_a_file(name):
+    pytest.importorskip("tblite")
+    system = load_system(str(CASES / name))
+    told = load_potential(
+        "ase:tblite.ase:TBLite?method=GFN2-xTB&verbosity=0&cache_api=False"
+        f"&charge={system.charge}&multiplicity={system.spin_multiplicity}"
+    )
+    asked = load_potential("ase:tblite.ase:TBLite?method=GFN2-xTB&verbosity=0&cache_api=False")
+    assert asked.unsupported(system) is None
+    for one, other in zip(
+        *(p.energies_and_forces(system.positions[None], system) for p in (told, asked)), strict=True
+    ):
+        # what the self-consistent cycle leaves; another charge changes forces by hundreds
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["acetate.sdf", "ammonium-charge.xyz", "methyl-radical.sdf"])
+def test_a_student_refuses_ions_and_radicals_in_one_line(name):
+    system = load_system(str(CASES / name))
+    student = load_potential("ultra-tiny")
+    reason = student.unsupported(system)
+    assert reason is not None
+    assert ("spin multiplicity 2" if name.startswith("methyl") else "charge") in reason
+    assert (student.card.charge, student.card.spin_multiplicity) == (0, 1)
 
 
 def test_a_script_hands_over_the_calculator_itself():

@@ -127,7 +127,15 @@ def test_a_cutoff_that_is_no_length_is_refused(registered, cutoff):
 
 
 def test_the_charge_and_the_box_are_those_of_the_system(registered, water):
-    factory = Springs()
+    class Charged(Springs):
+        def addForces(self, topology, system, atoms, forceGroup, **args):
+            super().addForces(topology, system, atoms, forceGroup, **args)
+            words = f"{args.get('charge', 0)} + 10 * {args.get('multiplicity', 1)} + 0 * x"
+            force = openmm.CustomExternalForce(words)
+            force.addParticle(0)
+            system.addForce(force)
+
+    factory = Charged()
     registered("springs", factory)
     potential = load_potential("openmm-ml:springs")
     ion = dataclasses.replace(water, charge=-1, box_vectors=3.0 * np.eye(3))
@@ -139,6 +147,18 @@ def test_the_charge_and_the_box_are_those_of_the_system(registered, water):
     assert "charge" not in factory.seen["createSystem"]
     charged = load_potential("openmm-ml:springs?charge=1")
     assert charged.unsupported(water) == "it was loaded for charge 1, this one has 0"
+    radical = dataclasses.replace(ion, spin_multiplicity=2)
+    build_system(potential, radical)
+    assert factory.seen["createSystem"]["multiplicity"] == 2
+
+
+def test_a_potential_that_does_not_listen_is_refused_an_ion_and_a_radical(registered, water):
+    registered("springs", Springs())
+    potential = load_potential("openmm-ml:springs")
+    assert potential.unsupported(water) is None
+    for what, changed in (("charge", {"charge": -1}), ("spin", {"spin_multiplicity": 3})):
+        reason = potential.unsupported(dataclasses.replace(water, **changed))
+        assert f"gives the same without: it takes no {what}" in reason
 
 
 def constrain(system):

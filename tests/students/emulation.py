@@ -15,6 +15,7 @@ import torch
 from omm_mlff.students.kernel.build import find_compiler
 from omm_mlff.students.kernel.layout import (
     Call,
+    Choice,
     Variant,
     packed_constants,
     packed_weights,
@@ -68,9 +69,10 @@ class Emulator:
         n_teams: int = 1,
         group: int | None = None,
         block_bytes: int = BLOCK_BYTES,
+        threads: int = 256,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Energies and forces, as the kernel gives them on a device."""
-        variant = variant_of(student, cluster)
+        variant = variant_of(student, Choice(cluster, threads))
         call = plan_call(
             variant, len(species), n_copies, n_teams=n_teams, block_bytes=block_bytes, group=group
         )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import subprocess
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from omm_mlff.units import KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_EV
 ATOMS = torch.tensor([6, 8, 1, 7, 1, 1]).repeat(11)
 ONE_LAYER = StudentConfig("one layer", n_features=5, n_layers=1, n_radial=7, n_readout=3)
 THREE_LAYERS = StudentConfig("three", n_features=24, n_layers=3, n_radial=16, n_readout=17)
+SMALL = StudentConfig("small", n_features=12, n_layers=2, n_radial=5, n_readout=9)
 WIDE = StudentConfig("wide", n_features=130, n_layers=2, n_radial=20, n_readout=140)
 
 
@@ -50,6 +52,7 @@ def off(
     [
         pytest.param("original", 22, 1, 16, 2, 1, id="original-alone-in-16-blocks"),
         pytest.param("original", 13, 3, 1, 4, 2, id="original"),
+        pytest.param("tiny", 13, 1, 8, 3, 1, id="tiny-alone-in-8-blocks"),
         pytest.param("tiny", 9, 9, 4, 3, 2, id="tiny-in-4-blocks"),
         pytest.param("tiny", 64, 1, 4, 4, 1, id="tiny-64-atoms"),
         pytest.param("ultra-tiny", 2, 9, 1, 5, 1, id="ultra-tiny-two-atoms"),
@@ -95,6 +98,20 @@ def test_source_in_float32_stays_within_1e_5_of_forces_of_ordinary_size(
     energy, force = off(found, shipped(name, torch.float64), x, 1)
     assert energy < 1e-6
     assert force < 1e-5
+
+
+@pytest.mark.parametrize(("cluster", "threads"), [(1, 512), (2, 64), (4, 1024)])
+def test_source_is_right_for_any_number_of_threads(
+    emulator: Emulator, cluster: int, threads: int
+) -> None:
+    student = random_student(SMALL)
+    x = scattered(7, 2)
+    found = emulator.run(
+        student, ATOMS[:7], x, 2, cluster=cluster, n_threads=5, threads=threads, group=2
+    )
+    energy, force = off(found, student, x, 2)
+    assert energy < 1e-10
+    assert force < 1e-9
 
 
 def test_copy_has_the_same_bits_whatever_the_copies_teams_and_threads(emulator: Emulator) -> None:
@@ -171,7 +188,6 @@ def sanitized(folder: Path, sanitizer: str, source: str | None = None) -> Emulat
     return made
 
 
-SMALL = StudentConfig("small", n_features=12, n_layers=2, n_radial=5, n_readout=9)
 SANITIZED = [(1, 7, 3, 2), (2, 3, 2, 2)]
 """Cluster, threads, copies, teams."""
 
@@ -200,7 +216,7 @@ def test_thread_sanitizer_sees_a_barrier_that_is_missing(tmp_path: Path) -> None
     assert source.count(barrier) == 1
     broken = sanitized(tmp_path, "thread", source.replace(barrier, "    if (wait) {}\n"))
     student = random_student(SMALL, torch.float32)
-    variant = layout.variant_of(student, 2)
+    variant = layout.variant_of(student, layout.Choice(2))
     call = layout.plan_call(variant, 5, 1, n_teams=1, block_bytes=100_000)
     done, _, _ = broken.launch(student, variant, call, ATOMS[:5], scattered(5), 5, 1)
     assert done.returncode != 0
@@ -340,6 +356,9 @@ def fake_function(driver: FakeDriver, cluster: int) -> device.Function:
     function = object.__new__(device.Function)
     function._driver = driver  # type: ignore[assignment]
     function._cluster = cluster
+    function._threads = 256
+    function._carveout = 0
+    function._device = device.Device(0, 90, 132, 232_448, 233_472)
     function._configs = {}
     function._context = 1
     function._handle = 7
@@ -387,7 +406,7 @@ def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
     driver = FakeDriver()
     monkeypatch.setattr(device, "_bindings", lambda name: driver)
     here = device.Device(0, 90, 132, 232_448, 233_472)
-    function = device.Function(here, b"cubin", cluster)
+    function = device.Function(here, b"cubin", cluster, 256)
     names = driver.real.CUfunction_attribute
     set_to = {given[1]: given[2] for name, given in driver.calls if name == "cuFuncSetAttribute"}
     assert function.most_bytes == 232_448
@@ -398,13 +417,88 @@ def test_function_is_loaded_with_all_shared_memory_and_large_clusters_allowed(
         function.teams_at_once(100_000)
 
 
+def test_small_call_leaves_a_larger_one_of_the_same_kernel_its_two_blocks() -> None:
+    class Counting(FakeDriver):
+        carveout = 100
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "cuFuncSetAttribute":
+                return self.set_attribute
+            if name == "cuOccupancyMaxActiveBlocksPerMultiprocessor":
+                return self.count
+            return super().__getattr__(name)
+
+        def set_attribute(self, handle: int, attribute: Any, value: int) -> tuple[Any]:
+            self.carveout = value
+            return (self.real.CUresult.CUDA_SUCCESS,)
+
+        def count(self, handle: int, threads: int, shared_bytes: int) -> tuple[Any, int]:
+            # What a preference leaves room for, but for one block at least.
+            room = self.carveout * 233_472 // 100
+            each = max(1, min(2, room // (shared_bytes + 1024)))
+            return self.real.CUresult.CUDA_SUCCESS, each
+
+    driver = Counting()
+    function = fake_function(driver, 1)
+    assert function.teams_at_once(28_000) == 264
+    assert function.teams_at_once(101_000) == 264
+    assert driver.carveout == 88
+    assert function.teams_at_once(28_000) == 264
+    assert driver.carveout == 88
+
+
+def test_launch_tells_the_choice_that_makes_another_like_it() -> None:
+    launch = object.__new__(device.Launch)
+    taken = layout.Choice(2, 512, 1, group=1)
+    launch.variant = layout.variant_of(random_student(SMALL, torch.float32), taken)
+    launch.call = layout.plan_call(launch.variant, 5, 3, n_teams=3, block_bytes=100_000)
+    assert launch.choice == taken
+
+
+def test_variants_that_a_student_needs_are_compiled_at_the_same_time_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = threading.Barrier(2, timeout=60)
+    asked: list[tuple[str, int]] = []
+
+    def compile_it(architecture: str, variant: layout.Variant) -> bytes:
+        asked.append((architecture, variant.cluster))
+        together.wait()
+        return b""
+
+    monkeypatch.setattr(device, "compiled_kernel", compile_it)
+    h100 = device.Device(0, 90, 132, 232_448, 233_472)
+    model = device.DeviceModel(load_student("tiny"))
+    for n_copies in (1, 8, 16, 256):
+        model._compile_ahead(h100, 22, model._choices(h100, 22, n_copies)[0])
+    assert sorted(asked) == [("sm_90", 1), ("sm_90", 8)]
+
+
+def test_threads_that_are_many_share_the_sums_of_a_molecule_alone() -> None:
+    student = load_student("original")
+
+    def sharers(threads: int) -> list[int]:
+        variant = layout.variant_of(student, layout.Choice(16, threads, 1))
+        call = layout.plan_call(variant, 13, 1, n_teams=1, block_bytes=200_000)
+        return [parts for _, parts in call.plans]
+
+    few, many = sharers(256), sharers(1024)
+    assert sum(many) > sum(few)
+    assert max(many) <= 8
+
+
 def test_one_copy_gets_the_largest_cluster_and_many_get_none() -> None:
     model = device.DeviceModel(load_student("original"))
     h100 = device.Device(0, 90, 132, 232_448, 233_472)
-    assert model._sizes(h100, 1) == [16, 8, 4, 2, 1]
-    assert model._sizes(h100, 16) == [8, 4, 2, 1]
-    assert model._sizes(h100, 256) == [1]
-    assert model._sizes(device.Device(0, 86, 84, 101_376, 102_400), 1) == [1]
+    ampere = device.Device(0, 86, 84, 101_376, 102_400)
+
+    def clusters(here: device.Device, n_copies: int) -> list[int]:
+        return [choice.cluster for choice in model._choices(here, 22, n_copies)]
+
+    assert clusters(h100, 1) == [16, 8, 4, 2, 1]
+    assert clusters(h100, 16) == [8, 4, 2, 1]
+    assert clusters(h100, 256) == [1]
+    assert clusters(ampere, 1) == [1]
 
 
 @pytest.mark.parametrize("shared_KB", [(64, 64), (99, 100), (163, 164), (227, 228)])
@@ -413,7 +507,7 @@ def test_every_molecule_finds_room_on_every_device(name: str, shared_KB: tuple[i
     for dtype in (torch.float32, torch.float64):
         student = shipped(name, dtype)
         for cluster in layout.cluster_sizes(student.config.n_features):
-            variant = layout.variant_of(student, cluster)
+            variant = layout.variant_of(student, layout.Choice(cluster))
             budget = layout.block_budget(variant, *(1024 * size for size in shared_KB))
             for n_atoms in (2, 22, 64):
                 call = layout.plan_call(variant, n_atoms, 300, n_teams=50, block_bytes=budget)
@@ -421,7 +515,7 @@ def test_every_molecule_finds_room_on_every_device(name: str, shared_KB: tuple[i
 
 
 def test_memory_of_1024_dipeptides_is_that_of_the_blocks_that_run() -> None:
-    variant = layout.variant_of(load_student("original"), 1)
+    variant = layout.variant_of(load_student("original"), layout.Choice(1))
     call = layout.plan_call(variant, 22, 1024, n_teams=264, block_bytes=115_000)
     assert call.n_groups == 1024
     assert 264 * call.team_bytes < 400e6
@@ -525,12 +619,13 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
     monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     student, species = random_student(ONE_LAYER, torch.float32), ATOMS[:6]
-    asked: list[tuple[int, int | None, int | None]] = []
+    asked: list[tuple[int, layout.Choice | None]] = []
 
     class Launch:
         device = torch.device("cpu")
-        variant = layout.variant_of(student, 1)
+        variant = layout.variant_of(student, layout.Choice(1))
         call = layout.plan_call(variant, 6, 40, n_teams=20, block_bytes=100_000)
+        choice = layout.Choice(1, group=2)
 
         def __init__(self, n_copies: int) -> None:
             self.n_copies = n_copies
@@ -545,10 +640,9 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
         atoms: torch.Tensor,
         n_copies: int,
         *,
-        cluster: int | None = None,
-        group: int | None = None,
+        choice: layout.Choice | None = None,
     ) -> Launch:
-        asked.append((n_copies, cluster, group))
+        asked.append((n_copies, choice))
         return Launch(n_copies)
 
     monkeypatch.setattr(device.DeviceModel, "prepare", prepare)
@@ -557,7 +651,7 @@ def test_device_kernel_is_held_against_the_scripted_engine_before_its_first_use(
     if factor == 1.0:
         for _ in range(2):
             compiled._verify_on_device(model, launch, species, 0)
-        assert asked == [(5, 1, 2)]
+        assert asked == [(5, layout.Choice(1, group=2))]
     else:
         with pytest.raises(KernelError, match=r"its forces by .* eV/angstrom"):
             compiled._verify_on_device(model, launch, species, 0)

@@ -724,9 +724,8 @@ BAD = {
     ),
     "element.xyz": ("3\n\n" + OXYGEN_WATER.replace("O ", "Xx "), "'Xx' .* not the symbol"),
     "short.xyz": ("4\n\n" + OXYGEN_WATER, "wanted 4 lines"),
-    "columns.xyz": ("1\n\nHe 0 0\n", "not an XYZ file that RDKit can read"),
-    "frames.xyz": (f"3\n\n{OXYGEN_WATER}3\n\n{OXYGEN_WATER}", "keep one frame"),
-    "lattice.xyz": (f'3\nLattice="5 0 0 0 5 0 0 0 5"\n{OXYGEN_WATER}', "CRYST1"),
+    "columns.xyz": ("1\n\nHe 0 0\n", "wanted 4 columns"),
+    "frames.xyz": (f"3\n\n{OXYGEN_WATER}3\n\n{OXYGEN_WATER}", "2 frames; .* --frame .0 to 1."),
     "models.pdb": (MODELS + MODELS.replace("1\n", "2\n", 1), "2 models"),
     "names.pdb": (pdb_water(names="O H H"), "share a name"),
 }
@@ -808,9 +807,9 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None
     (tmp_path / "binary.pdb").write_bytes(bytes(range(256)))
     with pytest.raises(StructureError, match="not a text file"):
         load_system(str(tmp_path / "binary.pdb"))
-    (tmp_path / "molecule.mol2").write_text("@<TRIPOS>MOLECULE\n")
-    with pytest.raises(StructureError, match=r"wanted: \.pdb, \.sdf, \.xyz"):
-        load_system(str(tmp_path / "molecule.mol2"))
+    (tmp_path / "molecule.zmat").write_text("O\nH 1 0.96\n")
+    with pytest.raises(StructureError, match=r"wanted: .*\.pdb, .*\.sdf, .*\.xyz"):
+        load_system(str(tmp_path / "molecule.zmat"))
 
 
 def test_an_unknown_name_brings_the_nearest_ones() -> None:

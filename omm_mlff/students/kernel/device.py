@@ -15,7 +15,8 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from types import ModuleType
@@ -27,13 +28,14 @@ from torch import Tensor
 from omm_mlff.errors import KernelError
 from omm_mlff.students.kernel.build import cache_folder
 from omm_mlff.students.kernel.layout import (
-    N_THREADS,
     PHASES,
     Arguments,
     Call,
+    Choice,
     Variant,
     block_budget,
-    cluster_sizes,
+    choices,
+    foreseen,
     packed_constants,
     packed_weights,
     plan_call,
@@ -69,6 +71,7 @@ class DeviceModel:
         check_parts(student)
         self._student = student = copy.deepcopy(student).cpu()
         self._weights: dict[tuple[int, int], Tensor] = {}
+        self._compiled_ahead: set[int] = set()
         self._lock = threading.Lock()
 
     def weights(self, index: int, cluster: int) -> Tensor:
@@ -76,7 +79,7 @@ class DeviceModel:
         with self._lock:
             found = self._weights.get((index, cluster))
             if found is None:
-                variant = variant_of(self._student, cluster)
+                variant = variant_of(self._student, Choice(cluster))
                 packed = torch.from_numpy(packed_weights(self._student, variant))
                 found = self._weights[index, cluster] = packed.to(f"cuda:{index}")
         return found
@@ -87,8 +90,7 @@ class DeviceModel:
         species: Tensor,
         n_copies: int,
         *,
-        cluster: int | None = None,
-        group: int | None = None,
+        choice: Choice | None = None,
         profile: bool = False,
     ) -> Launch:
         """Everything that calls on a device need, compiled and in place.
@@ -99,8 +101,7 @@ class DeviceModel:
         ----------
         index : of the device
         species : shape (n_atoms,), atomic numbers of one copy
-        cluster : blocks that share a molecule; by default what suits so many copies
-        group : copies that a team takes at a time; by default as many as pays
+        choice : by default what suits so many copies
         profile : whether the time of each phase is taken
 
         Raises
@@ -109,14 +110,16 @@ class DeviceModel:
         """
         device = device_of(index)
         n_atoms = len(species)
-        sizes = (cluster,) if cluster is not None else self._sizes(device, n_copies)
+        wanted = self._choices(device, n_atoms, n_copies) if choice is None else [choice]
+        if choice is None:
+            self._compile_ahead(device, n_atoms, wanted[0])
         reason = ""
         with torch.cuda.device(index):
-            for size in sizes:
-                variant = variant_of(self._student, size, profile=profile)
+            for taken in wanted:
+                variant = variant_of(self._student, taken, profile=profile)
                 try:
                     function, n_teams, call = self._fitted(
-                        device, variant, n_atoms, n_copies, group
+                        device, variant, n_atoms, n_copies, taken.group
                     )
                 except KernelError as error:
                     reason = str(error)
@@ -128,20 +131,28 @@ class DeviceModel:
                     function,
                     variant,
                     call,
-                    n_blocks=min(n_teams, call.n_groups) * size,
-                    weights=self.weights(index, size),
+                    n_blocks=min(n_teams, call.n_groups) * variant.cluster,
+                    weights=self.weights(index, variant.cluster),
                     constants=constants.to(f"cuda:{index}"),
                     species=rows.to(f"cuda:{index}"),
                 )
         raise KernelError(reason)
 
-    def _sizes(self, device: Device, n_copies: int) -> list[int]:
-        """Cluster sizes to try: the largest at which all copies still run at once, then smaller."""
-        known = cluster_sizes(self._student.config.n_features)
-        if device.architecture < _CLUSTER_ARCHITECTURE:
-            return [1]
-        at_once = [c for c in known if c * n_copies <= device.n_processors or c == 1]
-        return sorted(at_once, reverse=True)
+    def _choices(self, device: Device, n_atoms: int, n_copies: int) -> list[Choice]:
+        processors = device.n_processors if device.architecture >= _CLUSTER_ARCHITECTURE else 0
+        return choices(self._student.config.n_features, n_atoms, n_copies, processors)
+
+    def _compile_ahead(self, device: Device, n_atoms: int, wanted: Choice) -> None:
+        """Where one variant has to be compiled, those that will follow are, at the same time."""
+        architecture = f"sm_{device.architecture}"
+        with self._lock:
+            if device.architecture in self._compiled_ahead:
+                return
+            self._compiled_ahead.add(device.architecture)
+        processors = device.n_processors if device.architecture >= _CLUSTER_ARCHITECTURE else 0
+        ahead = foreseen(self._student.config.n_features, n_atoms, processors)
+        variants = [variant_of(self._student, choice) for choice in dict.fromkeys((wanted, *ahead))]
+        compile_side_by_side(architecture, variants)
 
     def _fitted(
         self, device: Device, variant: Variant, n_atoms: int, n_copies: int, group: int | None
@@ -193,6 +204,12 @@ class Launch:
         self.stamps: Tensor | None = None
         if variant.profile:
             self.stamps = torch.zeros(len(PHASES) + 1, dtype=torch.int64, device=self.device)
+
+    @property
+    def choice(self) -> Choice:
+        """What it was made by."""
+        v = self.variant
+        return Choice(v.cluster, v.threads, v.blocks, self.call.group)
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and forces; nothing waits for the device, and a CUDA graph may capture it.
@@ -300,10 +317,12 @@ class Function:
     most_bytes : of shared memory that a launch may ask for
     """
 
-    def __init__(self, device: Device, cubin: bytes, cluster: int) -> None:
+    def __init__(self, device: Device, cubin: bytes, cluster: int, threads: int) -> None:
         self._driver = driver = _bindings("driver")
         self._device = device
         self._cluster = cluster
+        self._threads = threads
+        self._carveout = 0
         self._configs: dict[tuple[int, int, int], Any] = {}
         handle = _done(driver.cuDeviceGet, device.index)
         self._context = _done(driver.cuDevicePrimaryCtxRetain, handle)  # torch's
@@ -342,13 +361,15 @@ class Function:
         if self._cluster > 1:
             config = self._config(self._cluster, shared_bytes, 0)
             return int(_done(driver.cuOccupancyMaxActiveClusters, self._handle, config))
+        # The driver counts with the shared memory that was last asked for, which may be too little.
+        self._set_carveout(100)
         count = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
-        each = int(_done(count, self._handle, N_THREADS, shared_bytes))
-        # As much shared memory as they want, and all the rest for the cache.
+        each = int(_done(count, self._handle, self._threads, shared_bytes))
+        # As much shared memory as any call wants, and all the rest for the cache.
         wanted = each * (shared_bytes + _RESERVED_BYTES)
         percent = min(100, -(-100 * wanted // self._device.processor_bytes))
-        names = driver.CUfunction_attribute
-        self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+        self._carveout = max(self._carveout, percent)
+        self._set_carveout(self._carveout)
         return each * self._device.n_processors
 
     def launch(self, n_blocks: int, shared_bytes: int, stream: int, arguments: Arguments) -> None:
@@ -390,7 +411,7 @@ class Function:
         driver = self._driver
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = n_blocks, 1, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = N_THREADS, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self._threads, 1, 1
         config.sharedMemBytes = shared_bytes
         config.hStream = driver.CUstream(stream)
         config.numAttrs = 0
@@ -403,6 +424,10 @@ class Function:
             config.numAttrs = 1
         return config
 
+    def _set_carveout(self, percent: int) -> None:
+        names = self._driver.CUfunction_attribute
+        self._set(names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)
+
     def _set(self, attribute: Any, value: int) -> None:
         _done(self._driver.cuFuncSetAttribute, self._handle, attribute, value)
 
@@ -410,7 +435,7 @@ class Function:
 @functools.cache
 def _function(device: Device, variant: Variant) -> Function:
     cubin = compiled_kernel(f"sm_{device.architecture}", variant)
-    return Function(device, cubin, variant.cluster)
+    return Function(device, cubin, variant.cluster, variant.threads)
 
 
 def compiled_kernel(architecture: str, variant: Variant) -> bytes:
@@ -422,13 +447,32 @@ def compiled_kernel(architecture: str, variant: Variant) -> bytes:
     ------
     KernelError : no NVRTC, an architecture that it does not know, or a source that it refuses
     """
-    version = ".".join(str(part) for part in _nvrtc("nvrtcVersion"))
     options = _options(architecture, variant)
-    parts = (_source(), version, *options)
-    digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
-    return _stored(
-        f"painn-{architecture}-{digest}.cubin", lambda: _compile(architecture, options)[0]
-    )
+    return _stored(_kept_name(architecture, options), lambda: _compile(architecture, options)[0])
+
+
+def is_compiled(architecture: str, variant: Variant) -> bool:
+    """Whether the cache has the kernel.
+
+    Raises
+    ------
+    KernelError : no NVRTC
+    """
+    return (cache_folder() / _kept_name(architecture, _options(architecture, variant))).exists()
+
+
+def compile_side_by_side(architecture: str, variants: Iterable[Variant]) -> None:
+    """Fill the cache; what cannot be compiled is told when it is asked for.
+
+    One takes seconds, and NVRTC compiles several at the same time.
+    """
+
+    def attempt(variant: Variant) -> None:
+        with contextlib.suppress(KernelError):
+            compiled_kernel(architecture, variant)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(attempt, variants))
 
 
 def compile_kernel(architecture: str, variant: Variant) -> tuple[bytes, str]:
@@ -439,6 +483,13 @@ def compile_kernel(architecture: str, variant: Variant) -> tuple[bytes, str]:
     KernelError : no NVRTC, an architecture that it does not know, or a source that it refuses
     """
     return _compile(architecture, _options(architecture, variant))
+
+
+def _kept_name(architecture: str, options: tuple[str, ...]) -> str:
+    version = ".".join(str(part) for part in _nvrtc("nvrtcVersion"))
+    parts = (_source(), version, *options)
+    digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
+    return f"painn-{architecture}-{digest}.cubin"
 
 
 def _options(architecture: str, variant: Variant) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ The same numbers stand in painn.cu; nothing here needs a device.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,10 +21,8 @@ from omm_mlff.units import ANGSTROM_PER_NM, KJMOL_NM_PER_EV_ANGSTROM, KJMOL_PER_
 
 Floats = NDArray[np.float64]
 
-N_THREADS = 256
 MAX_ATOMS = 64
 _ENERGY_PARTS, _PULLS = 8, 4
-_PORTABLE_CLUSTER = 8
 _GROUP_ROWS = 24
 """Atoms of small molecules that a block takes together, so that weights are read for many."""
 
@@ -38,6 +37,46 @@ _RESERVED_BYTES = 1024
 """Shared memory that the system keeps of each block."""
 
 _CHUNK_ITEMS, _CLUSTER_CHUNK_ITEMS = 4096, 8192
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the kernel is to work on a call.
+
+    Attributes
+    ----------
+    cluster : blocks that share a molecule
+    threads : of a block
+    blocks : that a multiprocessor is to hold: registers and shared memory are given out accordingly
+    group : copies that a team takes at a time; by default as many as pays
+    """
+
+    cluster: int
+    threads: int = 256
+    blocks: int = 2
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A choice, and what it is for: at most so many copies, of at least such a size."""
+
+    choice: Choice
+    most_copies: int
+    least_features: int = 0
+    least_atoms: int = 0
+
+
+RULES = (
+    Rule(Choice(16, threads=256, blocks=1), 8, least_features=96),
+    Rule(Choice(8), 16),
+    Rule(Choice(4), 33),
+    Rule(Choice(2), 66),
+    Rule(Choice(1), 2**31),
+)
+"""The first that fits is taken, and those after it where the device has no room for that one."""
+
+_FORESEEN_COPIES = (1, 16, 256)
 PHASES = (
     "table of pairs",
     "send",
@@ -86,7 +125,7 @@ class Variant:
     Attributes
     ----------
     float64 : whether the network runs in double precision
-    cluster : blocks that share a molecule
+    cluster, threads, blocks : see `Choice`
     profile : whether the time of each phase is taken
     """
 
@@ -96,6 +135,8 @@ class Variant:
     n_readout: int
     float64: bool
     cluster: int
+    threads: int = 256
+    blocks: int = 2
     profile: bool = False
 
     @property
@@ -112,11 +153,6 @@ class Variant:
     def itemsize(self) -> int:
         return 8 if self.float64 else 4
 
-    @property
-    def blocks(self) -> int:
-        """That a multiprocessor is to hold: registers are given out accordingly."""
-        return 1 if self.float64 or self.cluster > _PORTABLE_CLUSTER else 2
-
     def definitions(self) -> dict[str, str | int]:
         """For the compiler."""
         return {
@@ -127,7 +163,7 @@ class Variant:
             "RADIAL": self.n_radial,
             "READOUT": self.n_readout,
             "CLUSTER": self.cluster,
-            "THREADS": N_THREADS,
+            "THREADS": self.threads,
             "BLOCKS": self.blocks,
             "PROFILE": int(self.profile),
         }
@@ -170,11 +206,44 @@ class Call:
         return a
 
 
-def variant_of(student: Student, cluster: int, *, profile: bool = False) -> Variant:
-    """What this student needs."""
+def variant_of(student: Student, choice: Choice, *, profile: bool = False) -> Variant:
+    """What this student needs; in double precision a block has a multiprocessor to itself."""
     c: StudentConfig = student.config
     float64 = student.dtype == torch.float64
-    return Variant(c.n_features, c.n_layers, c.n_radial, c.n_readout, float64, cluster, profile)
+    return Variant(
+        c.n_features,
+        c.n_layers,
+        c.n_radial,
+        c.n_readout,
+        float64,
+        choice.cluster,
+        256 if float64 else choice.threads,
+        1 if float64 else choice.blocks,
+        profile,
+    )
+
+
+def choices(n_features: int, n_atoms: int, n_copies: int, n_processors: int) -> list[Choice]:
+    """What suits a call on a device that knows clusters, the best first; the last one always runs.
+
+    All copies that share blocks run at the same time.
+    """
+    sizes = cluster_sizes(n_features)
+    return [
+        rule.choice
+        for rule in RULES
+        if n_copies <= rule.most_copies
+        and n_features >= rule.least_features
+        and n_atoms >= rule.least_atoms
+        and rule.choice.cluster in sizes
+        and (rule.choice.cluster == 1 or rule.choice.cluster * n_copies <= n_processors)
+    ]
+
+
+def foreseen(n_features: int, n_atoms: int, n_processors: int) -> list[Choice]:
+    """What one copy, some and many will need, each once; so that it is compiled side by side."""
+    wanted = (choices(n_features, n_atoms, n, n_processors)[0] for n in _FORESEEN_COPIES)
+    return list(dict.fromkeys(wanted))
 
 
 def cluster_sizes(n_features: int) -> tuple[int, ...]:
@@ -237,7 +306,7 @@ def plan_call(
     w_least = 4 * max(sections * part for _, _, sections, part in products)
     target = _CHUNK_ITEMS if variant.cluster == 1 else _CLUSTER_CHUNK_ITEMS
     w_items = max(w_least, min(target * 4 // size, w_most))
-    share_items = 4 * _WIDEST_SHARED * N_THREADS if variant.cluster > 1 else 0
+    share_items = 4 * _WIDEST_SHARED * variant.threads if variant.cluster > 1 else 0
     x_all = max(n * (k + 4) for n, k, _, _ in products)
     x_least = max(k + 4 for _, k, _, _ in products) + 2 * _PULLS * (variant.slice + 1)
     room = (block_bytes - 16) // size - share_items
@@ -335,25 +404,24 @@ def _plan(variant: Variant, product: tuple[int, int, int, int], x_items: int) ->
     """
     all_rows, n_in, sections, part = product
     tiles_a_row = sections * part // 4
+    widest = _WIDEST_DOUBLE if variant.float64 else _TILES[-1]
+
+    def cost(tile: int, sharers: int, rows: int) -> float:
+        units = -(-rows // tile) * tiles_a_row * sharers
+        if sharers > 1 and (units > variant.threads or tile > _WIDEST_SHARED):
+            return math.inf
+        rounds = -(-units // variant.threads)
+        sharing = 300 + 30 * sharers * tile if sharers > 1 else 0
+        return rounds * (n_in / sharers * (17 * tile + 20) + 2000) + sharing
+
+    tiles = [tile for tile in _TILES if tile <= widest]
     sharers = 1
     if variant.cluster > 1:
-        while (
-            sharers < _MOST_SHARERS
-            and 2 * sharers * all_rows * tiles_a_row <= N_THREADS
-            and n_in >= 16 * sharers
-        ):
-            sharers *= 2
-    widest = _WIDEST_DOUBLE if variant.float64 else _TILES[-1]
-    if sharers > 1:
-        widest = _WIDEST_SHARED
+        known = [n for n in (1, 2, 4, _MOST_SHARERS) if n == 1 or n_in >= 16 * n]
+        sharers = min(known, key=lambda n: min(cost(tile, n, all_rows) for tile in tiles))
     most = min(all_rows, x_items // (n_in + 4))
     rows = -(-all_rows // -(-all_rows // most))
-
-    def cost(tile: int) -> float:
-        rounds = -(-(-(-rows // tile) * tiles_a_row * sharers) // N_THREADS)
-        return rounds * (n_in / sharers * (17 * tile + 20) + 2000)
-
-    return min((tile for tile in _TILES if tile <= widest), key=cost), sharers
+    return min(tiles, key=lambda tile: cost(tile, sharers, rows)), sharers
 
 
 def _weights(student: Student, variant: Variant) -> Iterator[Floats]:

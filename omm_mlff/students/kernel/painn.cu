@@ -73,6 +73,7 @@ constexpr int BASIS = RADIAL + 1;               // radial functions, and one for
 constexpr int BASIS_ROW = padded(BASIS, 4);
 constexpr int SETS = largest(1, THREADS / F);   // of threads that each take a slice's features
 constexpr int ENERGY_PARTS = 8;
+constexpr int AT_ONCE = THREADS * BLOCKS <= 256 ? 2 : 1;  // neighbours, where registers are there for it
 constexpr int PULLS = 4;                        // dE/dd, and dE/du along each axis
 
 struct alignas(16) Quad {
@@ -351,7 +352,7 @@ DEVICE void product_pass(const Seat& seat, const Shape& p, const T* weights, con
             if (active) {
                 const T* w = chunks + (chunk & 1) * seat.w_items + column;
                 const T* in = x + begin;
-#pragma unroll 1
+#pragma unroll(TM <= 3 ? 2 : 1)  // what registers are there for
                 for (int k = part * 4; k < n; k += parts * 4) {
                     Quad a[TM];
 #pragma unroll
@@ -457,6 +458,29 @@ DEVICE void product(const Seat& seat, const Shape& p, const T* packed, const Inp
 
 // ------------------------------------------------------------------------------- the table of pairs
 
+// How a pair fades towards the cutoff, and how that changes, by the distance over the cutoff.
+DEVICE double envelope_at(double e) {
+    const double square = e * e;
+    return 1.0 + square * square * e * (-21.0 + e * (35.0 - 15.0 * e));
+}
+DEVICE double envelope_slope_at(double e) {
+    const double square = e * e;
+    return square * square * (-105.0 + e * (210.0 - 105.0 * e));
+}
+
+// Pair `u` of those that the threads share out: of a copy, and in order of the distance along the
+// ring of its atoms, so that no search is needed; i < j.
+struct Pair {
+    int copy, i, j, index;
+};
+DEVICE Pair pair_at(const State& st, int u) {
+    const int n = st.n_atoms, copy = over(u, st.copy_pairs), left = u - copy * st.copy_pairs;
+    const int apart = over(left, n), a = left - apart * n;
+    const int b = a + apart + 1 < n ? a + apart + 1 : a + apart + 1 - n;
+    const int i = a < b ? a : b, j = a < b ? b : a;
+    return {copy, i, j, copy * st.copy_pairs + pair_of(n, i, j)};
+}
+
 // Positions to pairs: distances, radial functions, the prior. Every block for itself.
 template <class P>
 DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy, int copies) {
@@ -475,19 +499,19 @@ DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy
             if (!(x[row * 3 + k] - x[row * 3 + k] == P(0))) bad = 1;
         near.n_neighbors[row] = bad;  // until they are counted
     }
-    for (int u = thread_index(); u < st.n_rows * n; u += n_threads()) {
-        const int row = over(u, n), j = u - row * n, copy = over(row, n), i = row - copy * n;
-        if (j <= i) continue;
-        const int p = copy * st.copy_pairs + pair_of(n, i, j);
-        double r[3], squared = c[TINY_SQUARED];
+    const double cutoff = c[CUTOFF], per_cutoff = 1.0 / cutoff, tiny = c[TINY_SQUARED];
+    for (int u = thread_index(); u < st.n_pairs; u += n_threads()) {
+        const Pair at = pair_at(st, u);
+        const int i = at.i, j = at.j, copy = at.copy, p = at.index;
+        double r[3], squared = tiny;
         for (int k = 0; k < 3; ++k) {
             // As the scripted engine: the difference in the precision of the positions.
-            const P xi = x[row * 3 + k] * length, xj = x[(copy * n + j) * 3 + k] * length;
+            const P xi = x[(copy * n + i) * 3 + k] * length, xj = x[(copy * n + j) * 3 + k] * length;
             r[k] = double(xj - xi);
             squared += r[k] * r[k];
         }
         const double d = sqrt(squared);
-        const bool is_near = d < c[CUTOFF];
+        const bool is_near = d < cutoff;
         const double inverse = is_near ? 1.0 / d : 0.0;
         Quad unit;
         for (int k = 0; k < 3; ++k) unit.v[k] = is_near ? T(r[k] * inverse) : T(0);
@@ -502,46 +526,67 @@ DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy
         for (int i = 0; i < n; ++i) lost |= near.n_neighbors[g * n + i];
         near.lost[g] = lost;
     }
-    for (int u = thread_index(); u < st.n_pairs * BASIS; u += n_threads()) {
-        const int p = u / BASIS, k = u - p * BASIS;
-        if (near.prior_slope[p] == 0.0) continue;
-        const double d = near.prior_slope[p], inverse = 1.0 / d;
-        const double e = d / c[CUTOFF], e4 = e * e * e * e;
-        const double envelope = 1.0 + e4 * e * (-21.0 + e * (35.0 - 15.0 * e));
-        const double envelope_slope = e4 * (-105.0 + e * (210.0 - 105.0 * e)) / c[CUTOFF];
-        if (k == RADIAL) {  // what the filter's bias is multiplied by
-            near.basis[p * BASIS_ROW + k] = T(envelope * c[MESSAGE_SCALE]);
-            near.slope[p * BASIS_ROW + k] = T(envelope_slope * c[MESSAGE_SCALE]);
-            continue;
+    // Four radial functions a thread. What is a number of the pair alone is quick to have again.
+    constexpr int QUADS = BASIS_ROW / 4;
+    const double scale = c[MESSAGE_SCALE];
+    const T height = T(scale * c[RADIAL_NORM]);
+    for (int u = thread_index(); u < st.n_pairs * QUADS; u += n_threads()) {
+        const int p = u / QUADS, first = (u - p * QUADS) * 4;
+        const double d = near.prior_slope[p];
+        if (d == 0.0) continue;
+        const T inverse = near.unit[p * 4 + 3], amplitude = height * inverse;
+        const double e = d * per_cutoff;
+        const double half_turns = d * 0.31830988618379067154;
+        const double envelope = envelope_at(e), envelope_slope = envelope_slope_at(e) * per_cutoff;
+        const T by = T(envelope), by_slope = T(envelope_slope);
+        Quad basis, slope;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            basis.v[k] = slope.v[k] = T(0);
+            if (first + k >= RADIAL) continue;
+            const double wave = c[WAVE_NUMBERS + first + k], turns = wave * half_turns;
+            T sine, cosine;
+            sine_cosine_pi(turns - 2.0 * rint(0.5 * turns), sine, cosine);
+            const T value = amplitude * sine;
+            const T change = amplitude * T(wave) * cosine - value * inverse;
+            basis.v[k] = value * by;
+            slope.v[k] = change * by + value * by_slope;
         }
-        const double wave = c[WAVE_NUMBERS + k];
-        const double turns = wave * d * 0.31830988618379067154;  // in half turns
-        T sine, cosine;
-        sine_cosine_pi(turns - 2.0 * rint(0.5 * turns), sine, cosine);
-        const T amplitude = T(c[MESSAGE_SCALE] * c[RADIAL_NORM] * inverse);
-        const T value = amplitude * sine;
-        const T change = amplitude * T(wave) * cosine - value * T(inverse);
-        near.basis[p * BASIS_ROW + k] = value * T(envelope);
-        near.slope[p * BASIS_ROW + k] = change * T(envelope) + value * T(envelope_slope);
+        if (first == RADIAL / 4 * 4) {  // what the filter's bias is multiplied by
+            basis.v[RADIAL % 4] = T(envelope * scale);
+            slope.v[RADIAL % 4] = T(envelope_slope * scale);
+        }
+        store(near.basis + p * BASIS_ROW + first, basis);
+        store(near.slope + p * BASIS_ROW + first, slope);
     }
     sync_block();
-    // The prior in double precision, once a team.
-    for (int u = thread_index(); u < st.n_rows * n; u += n_threads()) {
-        const int row = over(u, n), j = u - row * n, copy = over(row, n), i = row - copy * n;
-        if (j <= i) continue;
-        const int p = copy * st.copy_pairs + pair_of(n, i, j);
+    // The prior in double precision, once a team; meanwhile the last threads gather neighbours.
+    for (int row = n_threads() - 1 - thread_index(); row < st.n_rows; row += n_threads()) {
+        const int copy = over(row, n), i = row - copy * n;
+        int found = 0;
+#pragma unroll 4
+        for (int j = 0; j < n; ++j) {
+            const int p = copy * st.copy_pairs + (i < j ? pair_of(n, i, j) : pair_of(n, j, i));
+            if (j != i && near.unit[p * 4 + 3] != T(0)) near.neighbors[row * n + found++] = uint8_t(j);
+        }
+        near.n_neighbors[row] = found;
+    }
+    const double per_screening = 1.0 / c[SCREENING_LENGTH];
+    for (int u = thread_index(); u < st.n_pairs; u += n_threads()) {
+        const Pair at = pair_at(st, u);
+        const int p = at.index;
         const double d = near.prior_slope[p];
         if (d == 0.0) continue;
         if (st.rank > 0) {
             near.prior_slope[p] = 0.0;
             continue;
         }
-        const int si = a.species[i], sj = a.species[j];
-        const double rate = (powers[si] + powers[sj]) / c[SCREENING_LENGTH], inverse = 1.0 / d;
-        const double e = d / c[CUTOFF], e4 = e * e * e * e;
-        const double envelope = 1.0 + e4 * e * (-21.0 + e * (35.0 - 15.0 * e));
-        const double envelope_slope = e4 * (-105.0 + e * (210.0 - 105.0 * e)) / c[CUTOFF];
+        const int si = a.species[at.i], sj = a.species[at.j];
+        const double rate = (powers[si] + powers[sj]) * per_screening, inverse = 1.0 / d;
+        const double e = d * per_cutoff;
+        const double envelope = envelope_at(e), envelope_slope = envelope_slope_at(e) * per_cutoff;
         double screening = 0.0, screening_slope = 0.0;
+#pragma unroll
         for (int k = 0; k < 4; ++k) {
             const double per_length = c[EXPONENTS + k] * rate;
             const double term = c[COEFFICIENTS + k] * exp(-per_length * d);
@@ -552,16 +597,6 @@ DEVICE_CALL void tabulate(const State& state, const P* positions, int first_copy
         near.prior[p] = coulomb * screening * envelope;
         near.prior_slope[p] = coulomb * (screening_slope * envelope + screening * envelope_slope -
                                          screening * envelope * inverse);
-    }
-    for (int row = thread_index(); row < st.n_rows; row += n_threads()) {
-        const int copy = over(row, n), i = row - copy * n;
-        int found = 0;
-        for (int j = 0; j < n; ++j) {
-            if (j == i) continue;
-            const int p = copy * st.copy_pairs + (i < j ? pair_of(n, i, j) : pair_of(n, j, i));
-            if (near.unit[p * 4 + 3] != T(0)) near.neighbors[row * n + found++] = uint8_t(j);
-        }
-        near.n_neighbors[row] = found;
     }
     sync_block();
 }
@@ -639,7 +674,7 @@ DEVICE_CALL void receive(const State& state, const T* filter, const T* phi_l, co
             const int copy = over(row, n), i = row - copy * n, first_row = copy * n;
             T s = T(0), x = T(0), y = T(0), z = T(0);
             const int found = st.near.n_neighbors[row];
-#pragma unroll 1
+#pragma unroll AT_ONCE
             for (int k = 0; k < found; ++k) {
                 const int j = st.near.neighbors[row * n + k];
                 const int p = copy * st.copy_pairs + (i < j ? pair_of(n, i, j) : pair_of(n, j, i));
@@ -726,7 +761,7 @@ DEVICE_CALL void send_back(const State& state, const T* filter, const T* phi_l, 
             T g_s = T(0), g_v = T(0), g_r = T(0);
             T x = gv_l[at], y = gv_l[at + FALL], z = gv_l[at + 2 * FALL];
             const int found = st.near.n_neighbors[row];
-#pragma unroll 1
+#pragma unroll AT_ONCE
             for (int k = 0; k < found; ++k) {
                 const int i = st.near.neighbors[row * n + k];
                 const int p = copy * st.copy_pairs + (i < j ? pair_of(n, i, j) : pair_of(n, j, i));
@@ -1057,42 +1092,58 @@ DEVICE_CALL void collect(const State& state, P* forces, int first_copy, int copi
     const int64_t of_rank = int64_t(a.group) * st.copy_pairs * PULLS;
     for (int u = thread_index(); u < st.n_pairs * PULLS; u += n_threads()) {
         double sum = 0.0;
+#pragma unroll
         for (int rank = 0; rank < CLUSTER; ++rank) sum += st.pulls[rank * of_rank + u];
         if (u % PULLS == 0) sum += st.near.prior_slope[u / PULLS];
         sums[u] = sum;
     }
-    // Energies of the atoms, each with the prior of its pairs to later ones, in the first part's place.
+    // Parts of the energies of the atoms, from all ranks in the place of the first one's.
     const int64_t rows_of_rank = int64_t(a.group) * n * ENERGY_PARTS;
-    for (int row = thread_index(); row < st.n_rows; row += n_threads()) {
+    for (int u = n_threads() - 1 - thread_index(); u < st.n_rows * ENERGY_PARTS; u += n_threads()) {
+        double sum = 0.0;
+#pragma unroll
+        for (int rank = 0; rank < CLUSTER; ++rank) sum += st.energies[rank * rows_of_rank + u];
+        st.energies[u] = sum;
+    }
+    sync_block();
+    // What pulls at the higher atom of a pair, in the place of what it is made of.
+    for (int p = thread_index(); p < st.n_pairs; p += n_threads()) {
+        const T* unit = st.near.unit + p * 4;
+        double* g = sums + p * PULLS;
+        const double inverse = unit[3];
+        const double along = g[1] * unit[0] + g[2] * unit[1] + g[3] * unit[2];
+        const double straight = g[0] - along * inverse;
+        for (int axis = 0; axis < 3; ++axis) g[axis] = straight * unit[axis] + g[1 + axis] * inverse;
+    }
+    // Energies of the atoms, each with the prior of its pairs to later ones, in the first part's place.
+    for (int row = n_threads() - 1 - thread_index(); row < st.n_rows; row += n_threads()) {
         const int copy = over(row, n), i = row - copy * n;
         double energy = 0.0, prior = 0.0;
-        for (int rank = 0; rank < CLUSTER; ++rank)
-            for (int part = 0; part < ENERGY_PARTS; ++part)
-                energy += st.energies[rank * rows_of_rank + row * ENERGY_PARTS + part];
+        double* parts = st.energies + row * ENERGY_PARTS;
+#pragma unroll
+        for (int part = 0; part < ENERGY_PARTS; ++part) energy += parts[part];
+#pragma unroll 4
         for (int j = i + 1; j < n; ++j) prior += st.near.prior[copy * st.copy_pairs + pair_of(n, i, j)];
-        st.energies[row * ENERGY_PARTS] = energy + c[READOUT_BIAS] + prior;
+        parts[0] = energy + c[READOUT_BIAS] + prior;
     }
     sync_block();
     const double nothing = sqrt(-1.0 + 0.0 * c[CUTOFF]);
-    for (int g = thread_index(); g < copies; g += n_threads()) {
+    for (int g = n_threads() - 1 - thread_index(); g < copies; g += n_threads()) {
         double energy = 0.0;
+#pragma unroll 4
         for (int i = 0; i < n; ++i) energy += st.energies[(g * n + i) * ENERGY_PARTS];
         a.energies[first_copy + g] =
             st.near.lost[g] ? nothing : (energy + c[REFERENCE]) * c[ENERGY_UNIT];
     }
     for (int u = thread_index(); u < st.n_rows * 3; u += n_threads()) {
         const int row = u / 3, axis = u - row * 3, copy = over(row, n), i = row - copy * n;
+        const double* of_copy = sums + copy * st.copy_pairs * PULLS + axis;
         double force = 0.0;
-        const int found = st.near.n_neighbors[row];
-        for (int k = 0; k < found; ++k) {
-            const int j = st.near.neighbors[row * n + k];
-            const int p = copy * st.copy_pairs + (i < j ? pair_of(n, i, j) : pair_of(n, j, i));
-            const T* unit = st.near.unit + p * 4;
-            const double* g = sums + p * PULLS;
-            const double inverse = unit[3];
-            const double along = g[1] * unit[0] + g[2] * unit[1] + g[3] * unit[2];
-            const double pull = (g[0] - along * inverse) * unit[axis] + g[1 + axis] * inverse;
-            force += i < j ? pull : -pull;
+#pragma unroll 4
+        for (int j = 0; j < n; ++j) {  // what is far pulls with nothing
+            const int p = i < j ? pair_of(n, i, j) : j < i ? pair_of(n, j, i) : 0;
+            const double pull = of_copy[p * PULLS];
+            force += i < j ? pull : j < i ? -pull : 0.0;
         }
         forces[int64_t(first_copy) * n * 3 + u] =
             P(st.near.lost[copy] ? nothing : force * c[FORCE_UNIT]);
