@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from run_documents import PROVENANCE
 from springs import molecule
 
 from omm_mlff.forces.potential_errors import Tally
@@ -86,7 +87,7 @@ class FakeRun:
         )
         self.dt_ps = timestep_fs * stride * 1e-3
         self.kept = Kept()
-        self.provenance = {"platform": "Reference"}
+        self.provenance = PROVENANCE
 
     def replica(self, index: int):
         return self._replicas[index]
