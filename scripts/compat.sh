@@ -69,7 +69,7 @@ for name in "${@:-openmm oldest newest}"; do
             newest) layer newest openmm torch ;;
             *) echo "error: wanted openmm, oldest or newest, got $one" >&2 && exit 2 ;;
         esac
-        export PYTHONPATH="$PWD/$FOLDER/$one:$PWD"
+        export PYTHONPATH="$(realpath "$FOLDER/$one"):$PWD"
         "$PYTHON" - "$one" <<'PY'
 import sys
 
