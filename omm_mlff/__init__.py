@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from omm_mlff.dynamics.evaluator import Evaluator as Evaluator
     from omm_mlff.potentials.registry import load_potential as load_potential
     from omm_mlff.potentials.student import add_student as add_student
+    from omm_mlff.record.reading import read_record as read_record
     from omm_mlff.record.rundir import RunRecord as RunRecord
     from omm_mlff.schema import Criterion as Criterion
     from omm_mlff.schema import Measurement as Measurement
@@ -41,6 +42,7 @@ __all__ = [
     "load_potential",
     "load_student",
     "load_system",
+    "read_record",
     "validate",
 ]
 
@@ -65,6 +67,7 @@ _HOME = {
     "load_potential": "potentials.registry",
     "load_student": "students.checkpoint",
     "load_system": "systems",
+    "read_record": "record.reading",
     "validate": "validation",
 }
 """Where each public name lives; it is imported when it is first used."""

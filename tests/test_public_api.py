@@ -29,6 +29,7 @@ PINNED = [
     "load_potential",
     "load_student",
     "load_system",
+    "read_record",
     "validate",
 ]
 
