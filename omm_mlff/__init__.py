@@ -35,6 +35,7 @@ __all__ = [
     "RunRecord",
     "RunSpec",
     "StabilityReporter",
+    "StudentCalculator",
     "TrajectoryReporter",
     "Verdict",
     "__version__",
@@ -45,9 +46,6 @@ __all__ = [
     "read_record",
     "validate",
 ]
-
-OPTIONAL = ["StudentCalculator"]
-"""Public names that need an optional package, and so are left out of `import *`."""
 
 # A public name is never also the name of a module: `omm_mlff.validation` is the module, whichever
 # was imported first, and its function is `omm_mlff.validate`.
@@ -82,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *OPTIONAL})
+    return sorted({*globals(), *__all__})
