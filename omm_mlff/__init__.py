@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from omm_mlff.dynamics.evaluator import Evaluator as Evaluator
     from omm_mlff.potentials.registry import load_potential as load_potential
     from omm_mlff.potentials.student import add_student as add_student
+    from omm_mlff.record.reading import read_record as read_record
     from omm_mlff.record.rundir import RunRecord as RunRecord
     from omm_mlff.schema import Criterion as Criterion
     from omm_mlff.schema import Measurement as Measurement
@@ -34,6 +35,7 @@ __all__ = [
     "RunRecord",
     "RunSpec",
     "StabilityReporter",
+    "StudentCalculator",
     "TrajectoryReporter",
     "Verdict",
     "__version__",
@@ -41,11 +43,9 @@ __all__ = [
     "load_potential",
     "load_student",
     "load_system",
+    "read_record",
     "validate",
 ]
-
-OPTIONAL = ["StudentCalculator"]
-"""Public names that need an optional package, and so are left out of `import *`."""
 
 # A public name is never also the name of a module: `omm_mlff.validation` is the module, whichever
 # was imported first, and its function is `omm_mlff.validate`.
@@ -65,6 +65,7 @@ _HOME = {
     "load_potential": "potentials.registry",
     "load_student": "students.checkpoint",
     "load_system": "systems",
+    "read_record": "record.reading",
     "validate": "validation",
 }
 """Where each public name lives; it is imported when it is first used."""
@@ -79,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *OPTIONAL})
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from openmm.app import Topology
+    from openmm.unit import Quantity
 
 Kind = Literal["deterministic", "sampled", "count", "info"]
 Severity = Literal["reject", "limit", "info"]
@@ -229,7 +230,8 @@ class MolecularSystem:
     name : such as "alanine"; for a file, its stem
     source : the folder or file it came from
     topology : one chain or more, every atom with its element
-    positions : shape (n_atoms, 3), nm
+    positions : shape (n_atoms, 3), nm, without a unit. A Context takes that for nm, but
+        `PDBFile.writeFile` for angstrom: give it `positions_quantity`, or use `to_pdb`
     species : shape (n_atoms,), atomic numbers
     masses : shape (n_atoms,), dalton
     bonds : shape (n_bonds, 2), atom indices, first < second, sorted
@@ -265,6 +267,48 @@ class MolecularSystem:
     @property
     def periodic(self) -> bool:
         return self.box_vectors is not None
+
+    @property
+    def positions_quantity(self) -> Quantity:
+        """The positions with their unit, as every function of OpenMM takes them right."""
+        from openmm import unit
+
+        return unit.Quantity(self.positions, unit.nanometer)
+
+    def to_pdb(self, path: str | Path) -> None:
+        """Write a PDB file, with the box, that has the same atoms in the same order when read.
+
+        A file that is there is replaced. Where two atoms of a residue would have one name, which
+        readers take for one atom, they are named by element and number.
+        """
+        from openmm.app import PDBFile
+
+        topology = _with_distinct_names(self.topology)
+        if self.box_vectors is not None:
+            topology.setPeriodicBoxVectors(self.box_vectors)
+        with Path(path).open("w", encoding="utf-8") as file:
+            PDBFile.writeFile(topology, self.positions_quantity, file)
+
+
+def _with_distinct_names(topology: Topology) -> Topology:
+    """A copy; a PDB file keeps four letters of an atom's name."""
+    copied = type(topology)()
+    atoms = {}
+    for chain in topology.chains():
+        new_chain = copied.addChain(chain.id)
+        for residue in chain.residues():
+            new_residue = copied.addResidue(
+                residue.name, new_chain, residue.id, residue.insertionCode
+            )
+            names = [atom.name for atom in residue.atoms()]
+            if len({name[:4] for name in names}) < len(names):
+                symbols = [atom.element.symbol for atom in residue.atoms()]
+                names = [f"{s}{np.base_repr(i, 36)}" for i, s in enumerate(symbols, start=1)]
+            for name, atom in zip(names, residue.atoms(), strict=True):
+                atoms[atom] = copied.addAtom(name, atom.element, new_residue)
+    for bond in topology.bonds():
+        copied.addBond(atoms[bond.atom1], atoms[bond.atom2], bond.type, bond.order)
+    return copied
 
 
 @dataclass(frozen=True)

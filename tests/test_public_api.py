@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ PINNED = [
     "RunRecord",
     "RunSpec",
     "StabilityReporter",
+    "StudentCalculator",
     "TrajectoryReporter",
     "Verdict",
     "__version__",
@@ -29,21 +31,30 @@ PINNED = [
     "load_potential",
     "load_student",
     "load_system",
+    "read_record",
     "validate",
 ]
 
 
 def test_the_public_names_are_these() -> None:
     assert omm_mlff.__all__ == PINNED
-    assert omm_mlff.OPTIONAL == ["StudentCalculator"]
     assert sorted(PINNED) == PINNED
     assert len(PINNED) < 20
 
 
 def test_every_public_name_is_listed_and_has_a_home() -> None:
-    public = [*omm_mlff.__all__, *omm_mlff.OPTIONAL]
-    assert sorted([*omm_mlff._HOME, "__version__"]) == sorted(public)
-    assert set(public) <= set(dir(omm_mlff))
+    assert sorted([*omm_mlff._HOME, "__version__"]) == omm_mlff.__all__
+    assert set(omm_mlff.__all__) <= set(dir(omm_mlff))
+
+
+def test_every_name_that_the_readme_imports_is_one_of_them() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    imported = re.findall(r"^from omm_mlff import (.+)$", readme, re.MULTILINE)
+    names = {name for line in imported for name in line.split(", ")}
+    named = set(re.findall(r"`omm_mlff\.([A-Za-z_]+)`", readme))
+    assert {"StudentCalculator", "read_record", "add_student", "RunRecord"} <= names | named
+    modules = {info.name for info in pkgutil.iter_modules(omm_mlff.__path__)}
+    assert (names | named) - modules <= set(omm_mlff.__all__)
 
 
 def test_no_public_name_is_also_a_module() -> None:
@@ -62,11 +73,9 @@ def test_a_public_name_can_be_used_and_is_documented(name: str) -> None:
 def test_everything_is_imported_where_the_optional_packages_are_absent() -> None:
     code = (
         "import sys\n"
-        "for name in ('ase', 'openmmml', 'torchani', 'tblite'): sys.modules[name] = None\n"
+        "for name in ('openmmml', 'torchani', 'tblite', 'matplotlib'): sys.modules[name] = None\n"
         "from omm_mlff import *\n"
-        "import omm_mlff, omm_mlff.errors\n"
-        "try: omm_mlff.StudentCalculator\n"
-        "except omm_mlff.errors.MissingPackageError as error: print(error)\n"
+        "print(StudentCalculator)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
@@ -76,7 +85,7 @@ def test_everything_is_imported_where_the_optional_packages_are_absent() -> None
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "pip install 'omm-mlff[ase]'" in done.stdout
+    assert "StudentCalculator" in done.stdout
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

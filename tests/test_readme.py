@@ -28,7 +28,7 @@ def test_the_table_of_checks_is_the_one_that_the_command_makes():
     )
 
 
-def test_a_student_added_by_hand_leaves_a_trajectory(tmp_path, monkeypatch):
+def test_a_student_added_by_hand_leaves_a_trajectory(tmp_path, monkeypatch, capsys):
     import mdtraj
 
     monkeypatch.chdir(tmp_path)
@@ -39,6 +39,11 @@ def test_a_student_added_by_hand_leaves_a_trajectory(tmp_path, monkeypatch):
     bonds = [(a.index, b.index) for a, b in trajectory.topology.bonds]
     lengths = mdtraj.compute_distances(trajectory, bonds)
     assert (lengths / lengths[0]).max() < 1.3
+    capsys.readouterr()
+    run('read_record("ethanol.h5")')
+    told = capsys.readouterr().out
+    assert "('C', 'C', 'O', 'H', 'H', 'H', 'H', 'H', 'H') (20, 9, 3)" in told
+    assert "potential_energy_kJ_mol" in told
 
 
 def test_a_validation_from_python_prints_its_verdict(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openmm import app, unit
 
 from omm_mlff.schema import (
     CONFIDENCE,
@@ -22,6 +23,7 @@ from omm_mlff.schema import (
     Where,
     finite,
 )
+from omm_mlff.systems import load_system
 
 NAN, INF = float("nan"), float("inf")
 PLACE = Where("water", "water-nve-300K-0.5fs-5ps-x16", 300.0, 3, 531, "O", (0, 2))
@@ -187,3 +189,36 @@ def test_a_system_counts_its_atoms_and_knows_whether_it_is_a_box() -> None:
     )
     assert (system.n_atoms, system.periodic) == (3, False)
     assert dataclasses.replace(system, box_vectors=np.eye(3)).periodic
+
+
+@pytest.mark.parametrize("name", ["alanine-dipeptide", "water-box:64"])
+def test_a_pdb_has_the_atoms_where_they_are_and_the_box(tmp_path, name):
+    system = load_system(name)
+    system.to_pdb(tmp_path / "to.pdb")
+    with (tmp_path / "written.pdb").open("w") as file:
+        app.PDBFile.writeFile(system.topology, system.positions_quantity, file)
+    for path in ("to.pdb", "written.pdb"):
+        found = app.PDBFile(str(tmp_path / path))
+        positions = found.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        np.testing.assert_allclose(positions, system.positions, atol=5.1e-5)
+        elements = [atom.element.atomic_number for atom in found.topology.atoms()]
+        assert elements == system.species.tolist()
+        box = found.topology.getPeriodicBoxVectors()
+        assert (box is not None) == system.periodic
+        if box is not None:
+            np.testing.assert_allclose(
+                box.value_in_unit(unit.nanometer), system.box_vectors, atol=1e-4
+            )
+
+
+def test_atoms_of_one_name_are_told_apart_in_a_pdb(tmp_path):
+    ethanol = load_system("ethanol")
+    topology = app.Topology()
+    residue = topology.addResidue("UNK", topology.addChain())
+    for atom in ethanol.topology.atoms():
+        topology.addAtom("HHHH1" if atom.element.symbol == "H" else "X", atom.element, residue)
+    system = dataclasses.replace(ethanol, topology=topology)
+    system.to_pdb(tmp_path / "a.pdb")
+    found = app.PDBFile(str(tmp_path / "a.pdb")).topology
+    assert [atom.element.symbol for atom in found.atoms()] == list("CCOHHHHHH")
+    assert next(system.topology.atoms()).name == "X"

@@ -10,7 +10,7 @@ too wide, now or then, is undecided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +84,30 @@ def compare(old: BenchDocument, new: BenchDocument) -> BenchComparison:
     measure = "ms a step" if same_machine else "time over the yardstick's of the same run"
     rows = [_row(key, before[key], after[key]) for key in common]
     return BenchComparison(measure, tuple(rows), tuple(missing))
+
+
+def require_common(old: BenchDocument, asked: Iterable[tuple[str, str]]) -> None:
+    """See that a benchmark that is about to run can be held against an earlier one.
+
+    Parameters
+    ----------
+    asked : models and systems, as results name them
+
+    Raises
+    ------
+    InputError : it has nothing in common with the earlier one
+    """
+    known = {(result.model, result.system) for result in old.results}
+    wanted = set(asked)
+    if not known & wanted:
+        raise InputError(
+            f"the earlier benchmark timed {_listed(known)}, and {_listed(wanted)} is asked for; "
+            "name a --model and a --system that it has"
+        )
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{model} on {system}" for model, system in sorted(pairs)) or "nothing"
 
 
 @dataclass(frozen=True)

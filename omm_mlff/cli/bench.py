@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import click
@@ -103,22 +104,29 @@ def bench(
     did but a spread is too wide to tell; 2 bad input.
     """
     from omm_mlff.bench.bench import QUICK, Effort, run_bench
-    from omm_mlff.bench.compare import compare
+    from omm_mlff.bench.compare import compare, require_common
     from omm_mlff.bench.console import show, show_comparison
     from omm_mlff.bench.document import read, write
     from omm_mlff.bench.picture import save_all
     from omm_mlff.cli.progress import shown_progress
     from omm_mlff.errors import MissingPackageError, OutputExistsError
     from omm_mlff.forces.platforms import on_device
+    from omm_mlff.potentials.registry import load_potential
+    from omm_mlff.systems import load_system
 
+    systems = systems or ("water", "alanine")
     old = read(earlier) if earlier is not None else None
+    if old is not None:
+        specs = [load_potential(spec).spec for spec in models]
+        names = [load_system(name).name for name in systems]
+        require_common(old, itertools.product(specs, names))
     folder = out if out is not None else _fresh_folder()
     if (folder / "bench.json").exists():
         raise OutputExistsError(f"{folder} holds a benchmark; take another --out")
     with shown_progress() as progress, on_device(platform, device):
         document = run_bench(
             models,
-            systems or ("water", "alanine"),
+            systems,
             against=against,
             n_replicas=replicas,
             sizes=sizes,

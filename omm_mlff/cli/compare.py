@@ -17,7 +17,7 @@ _WORST = (
     (("stability.crashes", "stability.broken_bonds", "stability.new_bonds"), "events"),
     (("cost.step_time",), "ms\na step"),
 )
-"""Of a measurement the worst is shown for each model; of counts the sum."""
+"""Of a measurement the worst is shown for each system and model; of counts the sum."""
 
 
 @click.command()
@@ -70,43 +70,51 @@ def compare(
 
 
 def show(comparison: Comparison) -> None:
-    """Print a row for each model, what differs beside the model, and every reason."""
+    """Print verdicts, a row for each system and model, what else differs, and every reason."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from omm_mlff.comparison.forecast import outcome
-    from omm_mlff.report.wording import number, reason
+    from omm_mlff.comparison.study import side_by_side
+    from omm_mlff.report.wording import reason
 
     console = Console(highlight=False)
-    grid = Table(
-        box=box.SIMPLE_HEAD if console.encoding.startswith("utf") else box.ASCII2,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    grid.add_column("model", no_wrap=True)
+    look = box.SIMPLE_HEAD if console.encoding.startswith("utf") else box.ASCII2
+    verdicts = Table(box=look, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    verdicts.add_column("model", no_wrap=True)
     for policy in comparison.policies:
-        grid.add_column(policy, min_width=len("RECOMMENDED"))
+        verdicts.add_column(policy)
+    for label, finished in comparison.models.items():
+        found = [finished.verdicts.get(policy) for policy in comparison.policies]
+        verdicts.add_row(label, *(verdict.name if verdict else "-" for verdict in found))
+    grid = Table(box=look, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("system", "model"):
+        grid.add_column(title, no_wrap=True)
     for _, title in _WORST:
         grid.add_column(title, justify="right", no_wrap=True)
-    for label, finished in comparison.models.items():
-        cells = [label]
-        for policy in comparison.policies:
-            verdict = finished.verdicts.get(policy)
-            cells.append(verdict.name if verdict else "-")
-        for names, _ in _WORST:
-            rows = [r for name in names for r in comparison.select(name, label)]
-            values = [r.value for r in rows if r.value is not None]
-            if rows and rows[0].kind == "count":
-                cells.append(f"{sum(values):g}")
-            else:
-                broken = [value for value in values if not math.isfinite(value)]
-                cells.append(number(max(broken or values, key=abs, default=None)))
-        grid.add_row(*cells)
+    left_out = []
+    for system, labels in comparison.systems.items():
+        if len(labels) < len(comparison.models):
+            left_out.append(f"{system} ({', '.join(labels)})")
+            continue
+        for label in labels:
+            grid.add_row(
+                system, label, *(_worst(comparison, names, system, label) for names, _ in _WORST)
+            )
+        grid.add_section()
+    console.print()
+    console.print(verdicts)
     console.print()
     console.print(grid)
-    click.echo("\nThe worst over systems and runs; events are crashes, broken and new bonds.")
+    click.echo("\nThe worst over runs; events are crashes, broken and new bonds.")
+    if left_out:
+        click.echo(f"Not asked of every model, and left out: {', '.join(left_out)}")
+    if len(comparison.models) > 1:
+        click.echo(
+            "Times of different validations are not comparable: each is of its own time and load. "
+            f"{side_by_side(comparison)}."
+        )
     for difference in comparison.differences:
         listed = "; ".join(f"{label}: {value}" for label, value in difference.values.items())
         click.echo(f"Not alike in {difference.what}: {listed}")
@@ -120,3 +128,14 @@ def show(comparison: Comparison) -> None:
                 click.echo(f"{label}, {policy}: {verdict.name}, {words}. {reason(verdict)}")
             elif verdict:
                 click.echo(f"{label}, {policy}: {verdict.name}. {reason(verdict)}")
+
+
+def _worst(comparison: Comparison, names: tuple[str, ...], system: str, label: str) -> str:
+    from omm_mlff.report.wording import number
+
+    rows = [r for name in names for r in comparison.select(name, label) if r.system == system]
+    values = [r.value for r in rows if r.value is not None]
+    if rows and rows[0].kind == "count":
+        return f"{sum(values):g}"
+    broken = [value for value in values if not math.isfinite(value)]
+    return number(max(broken or values, key=abs, default=None))

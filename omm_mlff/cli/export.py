@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     required=True,
     metavar="FILE.pt",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The new file.",
+    help="The new file. The system is written beside it, as FILE.pdb.",
 )
 @click.option("--forces", is_flag=True, help="It returns energy and forces, not the energy alone.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 def export(model: str, system: str, out: Path, forces: bool, overwrite: bool) -> None:
     """Write a student as a plain TorchScript file.
 
@@ -48,7 +48,8 @@ def export(model: str, system: str, out: Path, forces: bool, overwrite: bool) ->
         f"  {in_order(exported.elements)}\n"
         f"takes positions in nm, gives {'energy and forces' if forces else 'energy'} in kJ/mol"
         f"{' and kJ/mol/nm' if forces else ''}; {exported.energy_kjmol:.4f} kJ/mol for the "
-        "structure as given\n"
+        "structure as given, which is in "
+        f"{exported.pdb}\n"
         f"\n{exported.usage}\n"
         f"Judge it with: omm-mlff validate --model {out} --system {system}"
     )

@@ -13,7 +13,7 @@ import pandas as pd
 
 from omm_mlff.comparison.finished import Finished, read_finished
 from omm_mlff.comparison.forecast import Forecast
-from omm_mlff.comparison.rows import Row, as_table, rows_of, speed_ups
+from omm_mlff.comparison.rows import Row, as_table, rows_of
 from omm_mlff.errors import InputError
 from omm_mlff.schema import RunSpec
 
@@ -39,15 +39,14 @@ class Comparison:
     Attributes
     ----------
     models : by label, in the order given
-    rows : what was measured and what follows, model by model
-    base : label of the model that speed-ups are relative to: the one with most parameters
+    rows : what was measured and what follows, model by model. Timings are each of its own time
+        and load: of two models they say nothing, `omm-mlff bench` times them side by side
     differences : what else differs between the validations
     forecast : None where none was given
     """
 
     models: Mapping[str, Finished]
     rows: tuple[Row, ...]
-    base: str
     differences: tuple[Difference, ...]
     forecast: Forecast | None = None
 
@@ -70,6 +69,15 @@ class Comparison:
                 if spec.name == name:
                     return spec
         return None
+
+    @property
+    def systems(self) -> dict[str, list[str]]:
+        """Labels of the models that were asked each system, in order."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.system and row.model not in found.setdefault(row.system, []):
+                found[row.system].append(row.model)
+        return found
 
     def select(self, quantity: str, model: str | None = None) -> list[Row]:
         """The rows of one quantity, of one model or of all."""
@@ -102,11 +110,9 @@ def compare(folders: Sequence[str | Path], forecast: Forecast | None = None) -> 
     found = [read_finished(path) for path in paths]
     models = dict(zip(_labels(found), found, strict=True))
     rows = [row for label, finished in models.items() for row in rows_of(label, finished)]
-    base = max(models, key=lambda label: models[label].n_parameters or 0)
     comparison = Comparison(
         models=models,
-        rows=(*rows, *speed_ups(rows, base)),
-        base=base,
+        rows=tuple(rows),
         differences=_differences(models),
         forecast=forecast,
     )

@@ -115,7 +115,7 @@ def _accuracy_against_cost(axes: Axes, comparison: Comparison) -> None:
     _bound_lines(axes, comparison, "accuracy.force_rmse", horizontal=True)
     _bound_lines(axes, comparison, "cost.step_time", horizontal=False)
     _plain_ticks(axes)
-    axes.set_xlabel("time a step, one replica (ms)")
+    axes.set_xlabel("time a step, one replica, of each validation (ms)")
     axes.set_ylabel("force RMSE (eV/Å)")
     axes.set_title("Accuracy against cost", loc="left", fontsize=11)
     axes.grid(alpha=0.25, which="both", linewidth=0.5)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from omm_mlff.units import NS_PER_DAY_PER_FS_PER_MS
 N_PARAMETERS = "model.n_parameters"
 NS_PER_DAY = "cost.ns_per_day"
 THROUGHPUT = "cost.replica_steps_per_s"
-SPEED_UP = "cost.speed_up"
-THROUGHPUT_SPEED_UP = "cost.throughput_speed_up"
 
 
 @dataclass(frozen=True)
@@ -106,49 +103,6 @@ def rows_of(label: str, finished: Finished) -> list[Row]:
     return rows
 
 
-def speed_ups(rows: Sequence[Row], base: str) -> list[Row]:
-    """How many times as fast as the model `base` the others are.
-
-    The interval of a ratio goes from the ratio of the nearest ends to that of the farthest: it is
-    conservative.
-    """
-    known = {
-        (row.quantity, row.system, row.planned): row
-        for row in rows
-        if row.model == base and row.quantity in ("cost.step_time", THROUGHPUT) and row.value
-    }
-    found = []
-    for row in rows:
-        reference = known.get((row.quantity, row.system, row.planned))
-        if reference is None or not row.value or not reference.value or row.model == base:
-            continue
-        # A time is the better the shorter, a throughput the higher.
-        above, below = (reference, row) if row.quantity == "cost.step_time" else (row, reference)
-        assert above.value is not None
-        assert below.value is not None
-        low = high = None
-        if _has_interval(above) and _has_interval(below):
-            assert above.ci_low is not None
-            assert above.ci_high is not None
-            assert below.ci_low is not None
-            assert below.ci_high is not None
-            low, high = above.ci_low / below.ci_high, above.ci_high / below.ci_low
-        name = SPEED_UP if row.quantity == "cost.step_time" else THROUGHPUT_SPEED_UP
-        found.append(
-            dataclasses.replace(
-                row,
-                quantity=name,
-                kind="info",
-                unit="1",
-                value=above.value / below.value,
-                ci_low=low,
-                ci_high=high,
-                note=f"{base} is 1",
-            )
-        )
-    return found
-
-
 def as_table(rows: Iterable[Row]) -> pd.DataFrame:
     """One line for every row."""
     table = pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS))
@@ -200,10 +154,6 @@ def _derived(
         planned=planned,
         note=note,
     )
-
-
-def _has_interval(row: Row) -> bool:
-    return all(end is not None and 0.0 < end < math.inf for end in (row.ci_low, row.ci_high))
 
 
 def _system_of(finished: Finished, run: str) -> str | None:

@@ -12,9 +12,7 @@ from omm_mlff.comparison.forecast import outcome
 from omm_mlff.comparison.rows import (
     N_PARAMETERS,
     NS_PER_DAY,
-    SPEED_UP,
     THROUGHPUT,
-    THROUGHPUT_SPEED_UP,
     Row,
 )
 from omm_mlff.report.markdown_table import markdown_table
@@ -55,7 +53,6 @@ STABILITY = (
 COST = (
     ("cost.step_time", "ms a step"),
     (NS_PER_DAY, "ns a day"),
-    (SPEED_UP, "speed-up"),
 )
 
 
@@ -219,8 +216,9 @@ def _cost(comparison: Comparison) -> list[str]:
         if peaks:
             memory.append(f"{label} {max(peaks):.0f} MiB")
     lines = [
-        f"One replica, one step at a time; speed-up against {comparison.base}, its interval "
-        "conservative. Timings are of the machine that ran them and of its other load.",
+        "One replica, one step at a time. Timings of different validations are not comparable: "
+        "each is of its own machine, time and other load. "
+        f"{side_by_side(comparison)}.",
         "",
         *_by_system(comparison, COST),
     ]
@@ -231,15 +229,20 @@ def _cost(comparison: Comparison) -> list[str]:
             "",
             *_by_run(
                 comparison,
-                (
-                    (THROUGHPUT, "replica-steps a second"),
-                    (THROUGHPUT_SPEED_UP, "speed-up"),
-                ),
+                ((THROUGHPUT, "replica-steps a second"),),
             ),
         ]
     if memory:
         lines += ["", f"Largest resident set of the whole process: {', '.join(memory)}."]
     return lines
+
+
+def side_by_side(comparison: Comparison) -> str:
+    """What to type to learn which model is faster."""
+    models = list(dict.fromkeys(finished.model for finished in comparison.models.values()))
+    first, *others = models
+    words = [f"omm-mlff bench --model {first}", *(f"--against {name}" for name in others)]
+    return f"Side by side they are timed by `{' '.join(words)}`"
 
 
 def _by_system(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -259,7 +262,7 @@ def _by_system(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> li
                 for name, _ in columns
             ]
             if any(cells):
-                rows.append((system, label, *_values(comparison, columns, cells, label)))
+                rows.append((system, label, *map(shown, cells)))
     return markdown_table(("system", "model", *(title for _, title in columns)), rows)
 
 
@@ -279,21 +282,8 @@ def _by_run(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[
             length = finished.length_ps(run) if run else None
             if run != planned and length is not None:
                 where += f" (extended to {length:g} ps)"
-            rows.append((where, label, *_values(comparison, columns, cells, label)))
+            rows.append((where, label, *map(shown, cells)))
     return markdown_table(("run", "model", *(title for _, title in columns)), rows)
-
-
-def _values(
-    comparison: Comparison,
-    columns: Sequence[tuple[str, str]],
-    cells: Sequence[Row | None],
-    label: str,
-) -> list[str]:
-    texts = []
-    for (name, _), cell in zip(columns, cells, strict=True):
-        is_base = name in (SPEED_UP, THROUGHPUT_SPEED_UP) and label == comparison.base
-        texts.append("1" if is_base else shown(cell))
-    return texts
 
 
 def _model(comparison: Comparison, label: str, finished: Finished) -> list[str]:

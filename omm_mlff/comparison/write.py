@@ -64,6 +64,7 @@ def write_comparison(
     written = [out / DATA_FILE, out / TABLE_FILE, out / STUDY_FILE]
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+        _remove_copies(out)
         (out / DATA_FILE).write_text(data + "\n", encoding="utf-8")
         comparison.table.to_csv(out / TABLE_FILE, index=False)
         (out / STUDY_FILE).write_text(study, encoding="utf-8")
@@ -88,7 +89,6 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     forecast = comparison.forecast
     content = {
         "schema": 1,
-        "base": comparison.base,
         "models": [_model(comparison, label) for label in comparison.models],
         "differences": [
             {"what": item.what, "values": dict(item.values)} for item in comparison.differences
@@ -132,6 +132,22 @@ def _model(comparison: Comparison, label: str) -> dict[str, Any]:
 def _command(finished: Finished) -> str:
     recorded = finished.provenance.command
     return repeat_command(finished.model, finished.profile, finished.policy, recorded)
+
+
+def _remove_copies(out: Path) -> None:
+    """Remove what an older comparison copied here; a validation itself is left alone."""
+    try:
+        old = json.loads((out / DATA_FILE).read_text(encoding="utf-8"))
+        labels = [str(model["label"]) for model in old["models"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return
+    for label in labels:
+        folder = out / folder_name(label)
+        if folder.is_dir() and not (folder / MEASUREMENTS_FILE).exists():
+            for name in (VERDICT_FILE, FINDINGS_FILE):
+                (folder / name).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _check(comparison: Comparison, out: Path) -> None:

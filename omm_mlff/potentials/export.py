@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from openmm import app
 
 from omm_mlff import __version__
 from omm_mlff.errors import InputError, OutputExistsError, StorageError, UnsupportedSystemError
@@ -30,11 +31,13 @@ class Exported:
     ----------
     elements : symbols of the atoms, in the order of the positions
     card : of the student
+    pdb : the system as it was given, beside the file
     energy_kjmol : what the file gives for the system's own positions
-    usage : a script that runs the file with openmm-torch
+    usage : a script that runs the two with openmm-torch, from the folder where it was made
     """
 
     path: Path
+    pdb: Path
     elements: tuple[str, ...]
     card: PotentialCard
     energy_kjmol: float
@@ -55,9 +58,9 @@ def export_student(
     ----------
     model : a shipped name such as "tiny", or a checkpoint's folder
     system : its atoms, in their order; whether it is periodic decides what the file takes
-    path : of the new file
+    path : of the new file; the system is written beside it, with the ending .pdb
     forces : it returns energy and forces, else the energy alone
-    overwrite : replace a file that is there
+    overwrite : replace files that are there
 
     Raises
     ------
@@ -71,8 +74,10 @@ def export_student(
         raise InputError(f"wanted a file named *{', *'.join(SUFFIXES)}, got {path.name}")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; make it first")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} is there already; take another name, or --overwrite")
+    pdb = path.with_suffix(".pdb")
+    for there in (path, pdb):
+        if there.exists() and not overwrite:
+            raise OutputExistsError(f"{there} is there already; take another name, or --overwrite")
     potential = StudentPotential(model)
     reason = potential.unsupported(system)
     if reason:
@@ -88,7 +93,8 @@ def export_student(
         raise UnsupportedSystemError(f"{system.name} cannot be exported: {error}") from None
     energy = float(given[0] if forces else given)
     elements = tuple(atom.element.symbol for atom in system.topology.atoms())
-    usage = _usage(path, periodic=system.periodic, forces=forces)
+    kind = {"periodic": system.periodic, "forces": forces}
+    usage = _usage(Path(path.name), Path(pdb.name), **kind)
     description = {
         "format": DESCRIPTION_FORMAT,
         "written_by": f"omm-mlff {__version__}",
@@ -102,10 +108,30 @@ def export_student(
         "cutoff_nm": potential.card.cutoff_nm,
         "reference_energy_kjmol": potential.reference_energy(system),
     }
+    _write_pdb(system, pdb)
     _write(
         path, script(module.eval()), {DESCRIPTION_FILE: json.dumps(description), USAGE_FILE: usage}
     )
-    return Exported(path, elements, potential.card, energy, usage)
+    here = _usage(path, pdb, **kind)
+    return Exported(path, pdb, elements, potential.card, energy, here)
+
+
+def _write_pdb(system: MolecularSystem, path: Path) -> None:
+    """Read back before it gets its name, by what will read it."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        system.to_pdb(partial)
+        found = [atom.element for atom in app.PDBFile(str(partial)).topology.atoms()]
+        if found != [atom.element for atom in system.topology.atoms()]:
+            raise UnsupportedSystemError(
+                f"{system.name} cannot be exported: a PDB file does not keep its atoms; rename "
+                "those of one residue that begin with the same four letters"
+            )
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error}); choose another place") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write(path: Path, module: torch.jit.ScriptModule, extra_files: dict[str, str]) -> None:
@@ -120,13 +146,12 @@ def _write(path: Path, module: torch.jit.ScriptModule, extra_files: dict[str, st
         raise StorageError(f"cannot write {path} ({error}); choose another place") from None
 
 
-def _usage(path: Path, *, periodic: bool, forces: bool) -> str:
+def _usage(path: Path, pdb: Path, *, periodic: bool, forces: bool) -> str:
     """Ten lines for somebody who has openmm, torch and openmm-torch."""
-    pdb = "box.pdb" if periodic else "molecule.pdb"
     lines = [
         "import torch, openmm, openmmtorch  # torch first",
         "from openmm import app",
-        f'pdb = app.PDBFile("{pdb}")  # the same atoms in the same order',
+        f"pdb = app.PDBFile({json.dumps(pdb.as_posix())})  # the same atoms in the same order",
         "system = openmm.System()",
         "for atom in pdb.topology.atoms(): system.addParticle(atom.element.mass)",
     ]
@@ -134,7 +159,7 @@ def _usage(path: Path, *, periodic: bool, forces: bool) -> str:
         lines += [
             "system.setDefaultPeriodicBoxVectors(*pdb.topology.getPeriodicBoxVectors())",
         ]
-    lines += [f'force = openmmtorch.TorchForce("{path.name}")']
+    lines += [f"force = openmmtorch.TorchForce({json.dumps(path.as_posix())})"]
     if forces:
         lines += ["force.setOutputsForces(True)"]
     if periodic:

@@ -444,6 +444,10 @@ class RunRecord:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = folder = Path(folder)
+        if folder.is_file() or (not (folder / SPEC_FILE).exists() and any(folder.glob("*.h5*"))):
+            raise RunDirectoryError(
+                f"{folder} is no run directory; omm_mlff.read_record reads a trajectory as arrays"
+            )
         self.kept = Kept()
         self.spec = read_document(folder / SPEC_FILE, RunSpec)
         self.provenance = read_document(folder / PROVENANCE_FILE, RunProvenance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -30,11 +31,31 @@ def test_models_stand_side_by_side_in_eighty_columns(
     shown = capsys.readouterr().out
     table = shown.split("The worst")[0]
     assert "…" not in table
-    cells = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
-    assert cells["original"] == ["APPROVED", "APPROVED", "0.071", "0.0002", "0", "9"]
-    assert cells["ultra-tiny"] == ["REJECTED", "REJECTED", "0.31", "nan", "2", "2.25"]
+    assert max(map(len, table.splitlines())) <= 80
+    rows = [line.split() for line in table.splitlines() if line.strip()]
+    assert ["original", "APPROVED", "APPROVED"] in rows
+    assert ["ultra-tiny", "REJECTED", "REJECTED"] in rows
+    assert ["alanine", "original", "0.071", "0.0002", "0", "9"] in rows
+    assert ["alanine", "ultra-tiny", "0.31", "0.009", "0", "2.25"] in rows
+    assert ["water", "ultra-tiny", "0.071", "nan", "2", "1.5"] in rows
+    assert "omm-mlff bench --model original --against tiny --against ultra-tiny" in shown
     assert "tiny, m6: APPROVED, better than forecast (NOT RECOMMENDED)." in shown
     assert "tiny, strict: NOT RECOMMENDED. accuracy.force_rmse fails for alanine" in shown
+
+
+def test_only_what_every_model_was_asked_stands_side_by_side(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny()
+    kept = tuple(row for row in file.measurements if row.where.system != "methane")
+    fewer = write_validation(tmp_path / "t", dataclasses.replace(file, measurements=kept))
+    assert main(["compare", folders[0], str(fewer)]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split()[:2] for line in shown.split("The worst")[0].splitlines()]
+    assert ["water", "original"] in rows
+    assert ["water", "tiny"] in rows
+    assert not any("methane" in row for row in rows)
+    assert "Not asked of every model, and left out: methane (original)" in shown
 
 
 def test_out_is_written_and_named(

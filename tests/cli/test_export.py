@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openmm import app
 
 from omm_mlff.cli.export import in_order
 from omm_mlff.cli.main import main
@@ -93,11 +92,7 @@ def test_the_printed_script_gives_the_students_numbers_without_this_package(
     system = load_system(name)
     rng = np.random.default_rng(1)
     moved = system.positions + rng.normal(scale=0.004, size=system.positions.shape)
-    pdb = tmp_path / ("box.pdb" if system.periodic else "molecule.pdb")
-    if system.periodic:
-        system.topology.setPeriodicBoxVectors(system.box_vectors)
-    with pdb.open("w") as file:
-        app.PDBFile.writeFile(system.topology, moved * 10.0, file)
+    dataclasses.replace(system, positions=moved).to_pdb(tmp_path / "there.pdb")
     (tmp_path / "use.py").write_text(usage + PRECISELY)
     done = subprocess.run(
         [elsewhere, "-I", "-W", "ignore", "use.py"],
@@ -121,6 +116,34 @@ def test_the_printed_script_gives_the_students_numbers_without_this_package(
         assert error < 1e-5
 
 
+@pytest.mark.parametrize(("name", "forces"), [("ethanol", False), ("water-box:64", True)])
+def test_the_printed_script_runs_as_it_stands_without_this_package(
+    tmp_path, capsys, elsewhere, monkeypatch, name, forces
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my models").mkdir()
+    words = ["export", "--model", "tiny", "--system", name, "--out", "my models/t.pt"]
+    assert main(words + ["--forces"] * forces) == 0
+    printed = capsys.readouterr().out
+    usage = printed[printed.index("import torch") : printed.index("\nJudge it with")]
+    (tmp_path / "use.py").write_text(usage)
+    done = subprocess.run(
+        [elsewhere, "-I", "-W", "ignore", "use.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    system = load_system(name)
+    energies, given = load_potential("tiny").energies_and_forces(system.positions[None], system)
+    told, unit = done.stdout.split()
+    assert unit == "kJ/mol"
+    # A PDB file rounds a coordinate by up to 5e-5 nm: the energy follows the forces.
+    assert float(told) == pytest.approx(energies[0], abs=5e-5 * np.abs(given[0]).sum() + 0.05)
+
+
 def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path, capsys):
     words = ["export", "--model", "tiny", "--system", "water", "--out", str(tmp_path / "w.pt")]
     assert main(words) == 0
@@ -128,6 +151,9 @@ def test_an_existing_file_is_kept_unless_told_otherwise(tmp_path, capsys):
     assert main([*words, "--forces"]) == 2
     assert "is there already; take another name, or --overwrite" in capsys.readouterr().err
     assert (tmp_path / "w.pt").read_bytes() == before
+    (tmp_path / "w.pt").unlink()
+    assert main(words) == 2
+    assert "w.pdb is there already" in capsys.readouterr().err
     assert main([*words, "--forces", "--overwrite"]) == 0
     assert (tmp_path / "w.pt").read_bytes() != before
 

@@ -203,19 +203,25 @@ def test_a_step_of_half_a_femtosecond_in_two_ms_makes_21_6_ns_a_day(tmp_path: Pa
     assert row.unit == "ns/day"
 
 
-def test_speed_ups_are_against_the_largest_model_wherever_it_stands(tmp_path: Path) -> None:
-    def timed(name: str, size: int, value: float, low: float, high: float) -> Path:
-        where = Where(system="water")
-        step = Measurement("cost.step_time", "sampled", value, "ms", low, high, 20, where, 1.0, 9.0)
-        return write_validation(tmp_path / name, made_up(name, size, step), wall_s=value)
+def test_times_of_different_validations_are_compared_nowhere(tmp_path: Path) -> None:
+    """One model twice, while something else ran: nothing says that it is faster than itself."""
 
-    both = compare([timed("small", 10, 3.0, 2.0, 4.0), timed("large", 99, 9.0, 8.0, 10.0)])
-    assert both.base == "large"
-    row = only(both, "cost.speed_up", "small", "water")
-    assert (row.value, row.ci_low, row.ci_high) == (3.0, 2.0, 5.0)
-    assert both.select("cost.speed_up", "large") == []
-    throughput = [r for r in both.select("cost.throughput_speed_up", "small") if r.planned == WATER]
-    assert throughput[0].value == pytest.approx(3.0, rel=1e-14)
+    def timed(name: str, value: float) -> Path:
+        where = Where(system="water")
+        step = Measurement("cost.step_time", "sampled", value, "ms", 1.0, 9.0, 20, where, 1.0, 9.0)
+        return write_validation(tmp_path / name, made_up("m", 9, step), wall_s=value)
+
+    both = compare([timed("quiet", 2.0), timed("busy", 5.5)])
+    assert only(both, "cost.step_time", "busy", "water").value == 5.5
+    assert not any("speed" in row.quantity for row in both.rows)
+    study = as_markdown(both, None, [])
+    assert "speed-up" not in study
+    assert "Timings of different validations are not comparable" in study
+
+
+def test_models_are_timed_side_by_side_by_a_command_that_is_said(compared: Comparison) -> None:
+    command = "omm-mlff bench --model original --against tiny --against ultra-tiny"
+    assert f"`{command}`" in as_markdown(compared, None, [])
 
 
 def test_the_table_has_every_measurement_of_every_model(compared: Comparison) -> None:
@@ -487,7 +493,7 @@ def test_the_page_says_numbers_with_their_intervals(written: Path) -> None:
     assert "| alanine | ultra-tiny | 0.31 ± 0.022 |" in text
     assert "| water 300 K, 5 ps x 16 | ultra-tiny | 0 in 16 ps, <= 4.1 | 2 in 16 ps" in text
     assert "| water | ultra-tiny | 1.5 ± 0.063 | 28.8 " in text
-    assert "| water 300 K, 5 ps x 16 | original | 2667 | 1 |" in text  # 16 x 10,000 / 60 s
+    assert "| water 300 K, 5 ps x 16 | original | 2667 |" in text  # 16 x 10,000 / 60 s
 
 
 def test_every_table_of_the_page_keeps_its_columns(written: Path) -> None:
@@ -552,8 +558,33 @@ def test_the_data_file_is_plain_json_with_all_that_the_page_says(
     assert worst["recommendation"]["bad"]
     table = pd.read_csv(written / "comparison.csv")
     assert len(table) == len(compared.rows)
-    fastest = table[(table["quantity"] == "cost.speed_up") & (table["model"] == "ultra-tiny")]
-    assert fastest["value"].tolist() == pytest.approx([4.0, 4.0, 4.0])
+    times = table[(table["quantity"] == "cost.step_time") & (table["model"] == "ultra-tiny")]
+    assert times["value"].tolist() == pytest.approx([1.5, 1.625, 2.25])
+
+
+def test_a_second_study_leaves_nothing_of_the_first(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    write_comparison(compare([folders["original"], folders["ultra-tiny"]]), out, picture=False)
+    (out / "forecast.toml").write_text("mine")
+    (out / "original" / "notes").write_text("mine")
+    write_comparison(compare([folders["tiny"]]), out, picture=False)
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    study = {"README.md", "comparison.csv", "comparison.json"}
+    copies = {"tiny/verdict.json", "tiny/findings.csv"}
+    assert left == study | copies | {"forecast.toml", "original/notes"}
+    assert not (out / "ultra-tiny").exists()
+
+
+def test_a_study_among_its_validations_leaves_them_alone(tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    for name, file in {"original": original(), "tiny": tiny()}.items():
+        write_validation(out / name, file)
+    write_comparison(compare([out / "original", out / "tiny"]), out, picture=False)
+    write_comparison(compare([out / "tiny"]), out, picture=False)
+    assert (out / "original" / "verdict.json").exists()
+    assert read_finished(out / "original").model == "original"
 
 
 @pytest.mark.parametrize(
@@ -650,7 +681,7 @@ def test_a_full_disk_is_a_failure_of_ours(
 def test_the_picture_has_units_and_tells_models_apart(compared: Comparison) -> None:
     figure = draw(compared)
     labels = {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes}
-    assert ("time a step, one replica (ms)", "force RMSE (eV/Å)") in labels
+    assert ("time a step, one replica, of each validation (ms)", "force RMSE (eV/Å)") in labels
     assert any(y == "drift (meV/atom/ps)" for _, y in labels)
     assert any("(K)" in x and "(%)" in y for x, y in labels)
     assert len(set(COLOURS)) == len(COLOURS)

@@ -80,7 +80,9 @@ def test_card_elements_units_and_usage_travel_in_the_file(tmp_path):
     assert description["elements"] == list("CCOHHHHHH")
     assert description["units"]["energy"] == "kJ/mol"
     assert description["model"]["name"] == "tiny"
-    assert stored["extra/usage.py"].decode() == exported.usage
+    told = stored["extra/usage.py"].decode()
+    assert told.replace('"e.', f'"{tmp_path.as_posix()}/e.') == exported.usage
+    compile(told, "usage.py", "exec")
     compile(exported.usage, "usage.py", "exec")
 
 
@@ -107,4 +109,4 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         export_student("tiny", load_system("water-box:8"), tmp_path / "b.pt")
     with pytest.raises(UnsupportedSystemError, match="charge"):
         export_student("tiny", dataclasses.replace(water, charge=1), tmp_path / "c.pt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pdb", "w.pt"]
