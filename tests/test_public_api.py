@@ -16,6 +16,7 @@ import omm_mlff
 PINNED = [
     "Criterion",
     "Evaluator",
+    "LabelOptions",
     "Measurement",
     "MolecularSystem",
     "PotentialCard",
