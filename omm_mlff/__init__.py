@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from omm_mlff.schema import Verdict as Verdict
     from omm_mlff.students.checkpoint import load_student as load_student
     from omm_mlff.systems import load_system as load_system
+    from omm_mlff.systems.labels import LabelOptions as LabelOptions
     from omm_mlff.validation import validate as validate
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Criterion",
     "Evaluator",
+    "LabelOptions",
     "Measurement",
     "MolecularSystem",
     "PotentialCard",
@@ -52,6 +54,7 @@ __all__ = [
 _HOME = {
     "Criterion": "schema",
     "Evaluator": "dynamics.evaluator",
+    "LabelOptions": "systems.labels",
     "Measurement": "schema",
     "MolecularSystem": "schema",
     "PotentialCard": "schema",

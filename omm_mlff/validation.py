@@ -135,6 +135,8 @@ def validate(
             f"there is nothing to go on with in {out}; name the folder of an earlier "
             "validation, or leave --resume out"
         )
+    if seed < 0:
+        raise InputError(f"a validation needs a seed of 0 or more; got {seed}")
     potential = as_potential(model)
     chosen = load_profile(profile)
     method = None if teacher is None else ReferenceMethod(as_potential(teacher), platform)

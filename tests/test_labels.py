@@ -119,7 +119,7 @@ def test_without_a_method_what_needs_one_is_not_applicable(methanol: Path, tmp_p
     for name in ("along.force_rmse", "torsions.map_rmse", "vibrations.frequency_rmse"):
         assert "--teacher" in rows[name][0].not_applicable
     cause = rows["accuracy.force_rmse"][0].cause
-    assert "nobody has said" in cause
+    assert "frames.xyz (whether the model was trained on them, nobody has said)" in cause
     assert "is removed from the energies" in cause
 
 

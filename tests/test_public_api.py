@@ -17,6 +17,7 @@ import omm_mlff
 PINNED = [
     "Criterion",
     "Evaluator",
+    "LabelOptions",
     "Measurement",
     "MolecularSystem",
     "PotentialCard",

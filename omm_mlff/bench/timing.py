@@ -59,10 +59,6 @@ class Interval:
     low: float
     high: float
 
-    def disjoint_above(self, other: Interval) -> bool:
-        """Whether all of it lies above all of another."""
-        return self.low > other.high
-
 
 @dataclass(frozen=True)
 class Timing:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,9 +288,11 @@ def _whose(evidence: Evidence, offset: float) -> str:
         "no": "the model was trained on them, as the user says",
         "unknown": "whether the model was trained on them, nobody has said",
     }[reference.held_out]
+    if reference.method != Path(reference.source).name:  # which stands for it where none is named
+        said = f"{reference.method}; {said}"
     constant = offset * evidence.system.n_atoms / 1000.0
     return (
-        f"{reference.n_frames} frames of {reference.source} ({reference.method}; {said}); a "
+        f"{reference.n_frames} frames of {reference.source} ({said}); a "
         f"constant of {constant:.6g} eV for this composition is removed from the energies"
     )
 

@@ -18,7 +18,7 @@ Covalent radii: Cordero et al., Dalton Trans. 2832 (2008), as RDKit tabulates th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,26 +160,6 @@ class Streaks:
         """Columns, sorted, and the frame at which the first lasting stretch of each began."""
         columns = np.flatnonzero(self._began >= 0)
         return columns, self._began[columns]
-
-
-def first_lasting(
-    flags: Iterator[NDArray[np.bool_]], n_frames: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which columns are true in enough consecutive frames, and since when first.
-
-    Parameters
-    ----------
-    flags : pieces of shape (n_frames_of_piece, n_columns), consecutive in time
-    n_frames : how many consecutive frames are enough
-
-    Returns
-    -------
-    columns, sorted, and the frame at which the first lasting stretch of each began
-    """
-    streaks = Streaks(n_frames)
-    for piece in flags:
-        streaks.add(piece)
-    return streaks.found()
 
 
 def lengths_by_pair(

@@ -35,7 +35,7 @@ def _counts(context: click.Context, option: click.Parameter, text: str | None) -
     "systems",
     multiple=True,
     metavar="NAME|FILE",
-    help="On what: a shipped name, a file, or water-box:N. May be repeated.  [default: water, "
+    help="On what, as `omm-mlff validate --system` takes it. May be repeated.  [default: water, "
     "alanine]",
 )
 @click.option(

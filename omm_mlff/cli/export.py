@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     "--system",
     required=True,
     metavar="NAME|FILE",
-    help="The molecule or box that the file is for: a shipped name, a .pdb, .sdf or .xyz file, or "
-    "water-box:N.",
+    help="The molecule or box that the file is for, as `omm-mlff validate --system` takes it.",
 )
 @click.option(
     "--out",

@@ -129,4 +129,4 @@ def missing_platform(name: str, failures: Sequence[str]) -> GpuFault:
             "OpenMM's CUDA platform is not installed",
             "pip install 'omm-mlff[cuda13]' (or [cuda12])",
         )
-    return GpuFault("not installed", "use another")
+    return GpuFault("OpenMM has loaded no such platform", "run omm-mlff doctor")

@@ -84,30 +84,6 @@ class Teacher:
             spread[part] = (members.std(0).detach() * EV_PER_HARTREE).numpy()
         return energies, forces, spread
 
-    def label_mixed(
-        self, structures: list[tuple[NDArray[np.int64], Float]]
-    ) -> list[tuple[float, Float, float]]:
-        """Labels for structures of different compositions, grouped so that each is a batch.
-
-        Parameters
-        ----------
-        structures : pairs of species (n_atoms,) and positions (n_atoms, 3), angstrom
-
-        Returns
-        -------
-        for each: energy eV, forces (n_atoms, 3) eV/angstrom, spread eV; in the order given
-        """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (species, _) in enumerate(structures):
-            groups.setdefault(tuple(int(z) for z in species), []).append(index)
-        labels: dict[int, tuple[float, Float, float]] = {}
-        for composition, members in groups.items():
-            stacked = np.stack([structures[index][1] for index in members])
-            energies, forces, spread = self.label(np.array(composition), stacked)
-            for row, index in enumerate(members):
-                labels[index] = (float(energies[row]), forces[row], float(spread[row]))
-        return [labels[index] for index in range(len(structures))]
-
     def sampling_function(self, species: NDArray[np.int64]) -> EnergyFunction:
         """One network of the ensemble in float32, ten times cheaper: for dynamics, not labels.
 

@@ -549,7 +549,8 @@ def _decided(
         needed = f"{more_ps:.3g} ps more in each replica would decide"
     else:
         more_samples = math.ceil((factor - 1.0) * measurement.n_samples)
-        needed = f"{more_samples} more {'replicas' if run else 'samples'} would decide"
+        what = ("replica" if run else "sample") + ("s" if more_samples > 1 else "")
+        needed = f"{more_samples} more {what} would decide"
     return dataclasses.replace(
         finding,
         status="undecided",

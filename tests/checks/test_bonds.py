@@ -141,7 +141,10 @@ def test_lasting_columns_are_those_of_a_frame_by_frame_count_however_the_frames_
                 if streak == enough and column not in expected:
                     expected[column] = frame - enough + 1
         cuts = np.sort(random.integers(0, n + 1, 3))
-        columns, began = bonds.first_lasting(iter(np.split(flags, cuts)), enough)
+        streaks = bonds.Streaks(enough)
+        for piece in np.split(flags, cuts):
+            streaks.add(piece)
+        columns, began = streaks.found()
         assert dict(zip(columns.tolist(), began.tolist(), strict=True)) == expected
 
 

@@ -225,3 +225,9 @@ def test_a_full_disk_under_the_output_ends_in_4(words: list[str]) -> None:
     assert done.returncode == 4
     assert "the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["bench", "export"])
+def test_what_a_system_may_be_is_said_in_one_place(name: str, capsys) -> None:
+    assert main([name, "--help"]) == 0
+    assert "as `omm-mlff validate --system` takes it" in " ".join(capsys.readouterr().out.split())

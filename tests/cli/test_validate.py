@@ -135,8 +135,17 @@ def test_two_atoms_at_one_place_are_named(capsys, tmp_path):
 
 def test_a_missing_platform_lists_what_is_there(capsys, tmp_path):
     line = refused(capsys, "validate", "--model", "tiny", "--platform", "Metal")
-    assert "'Metal' is not available here" in line
+    assert "'Metal' is not available here: OpenMM has loaded no such platform" in line
+    assert line.count("use ") == 1
     assert "Reference" in line
+
+
+def test_a_negative_seed_is_refused_before_anything_runs(capsys, tmp_path):
+    out = tmp_path / "out"
+    asked = ("--model", "tiny", "--system", "water", "--seed", "-1", "--out", str(out))
+    for command in ("validate", "simulate"):
+        assert "needs a seed of 0 or more; got -1" in refused(capsys, command, *asked)
+        assert not out.exists()
 
 
 def test_a_folder_with_another_run_is_refused(capsys, short, tmp_path):

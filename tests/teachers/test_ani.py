@@ -31,22 +31,6 @@ def test_forces_are_the_negative_gradient(teacher):
     assert np.isclose(-slope[0], (forces * direction).sum(), rtol=1e-5)
 
 
-def test_a_mixed_list_comes_back_in_its_order(teacher):
-    water, frames = displaced("water", 2)
-    methane, others = displaced("methane", 1)
-    mixed = teacher.label_mixed(
-        [(water.species, frames[0]), (methane.species, others[0]), (water.species, frames[1])]
-    )
-    for (species, frame), (energy, forces, spread) in zip(
-        [(water.species, frames[0]), (methane.species, others[0]), (water.species, frames[1])],
-        mixed,
-        strict=True,
-    ):
-        e, f, s = teacher.label(species, frame[None])
-        assert np.allclose([energy, spread], [e[0], s[0]], rtol=0, atol=1e-9)
-        assert np.allclose(forces, f[0], rtol=0, atol=1e-9)
-
-
 def test_the_sampling_network_is_near_the_ensemble(teacher):
     molecule, frames = displaced("methanol", 3, size=0.02)
     energies, forces = teacher.sampling_function(molecule.species)(frames)

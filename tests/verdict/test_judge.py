@@ -218,6 +218,13 @@ def test_what_no_run_can_decide_asks_for_samples() -> None:
     assert found.more_samples == math.ceil(8 * (2.3939797998 * 0.1 / 0.1) ** 2 - 8)
 
 
+def test_one_sample_more_is_one_sample() -> None:
+    nearly = normal(0.9, 0.043, where=Where(system="water"))
+    found = one(judge(policy(criterion("mean", high=1.0)), [nearly], SCOPE, dtype="float32"))
+    assert found.more_samples == 1
+    assert found.cause.endswith("; 1 more sample would decide")
+
+
 def test_what_a_longer_run_does_not_sharpen_asks_for_replicas() -> None:
     rows = policy(criterion("mean", high=1.0))
     fixed = dataclasses.replace(rows.declared["mean"], error_exponent=0.0)
