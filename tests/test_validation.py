@@ -342,7 +342,7 @@ def test_two_files_whose_names_differ_by_a_slash_have_each_its_own_run(tmp_path,
         for name in folders
     }
     assert len(masses) == 2
-    assert len(result.measured.provenance["runs"]) == 2
+    assert len(result.measured.provenance.runs) == 2
 
 
 def test_a_run_of_another_molecule_is_not_taken(tmp_path):
