@@ -21,7 +21,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 import traceback
@@ -62,6 +61,7 @@ from omm_mlff.distill.padded import (
     size_limits,
 )
 from omm_mlff.distill.starts import load_starts
+from omm_mlff.record.replacing import replaced
 from omm_mlff.students.student import STUDENT_CONFIGS, Student
 
 Float = NDArray[np.float64]
@@ -701,9 +701,8 @@ def _round_to_tf32(allowed: bool) -> None:
 
 
 def _replace(path: Path, payload: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(payload)
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_bytes(payload)
 
 
 def keep_frames(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from omm_mlff.distill.frames import Frames
 from omm_mlff.errors import InputError
+from omm_mlff.record.replacing import replaced
 
 Float = NDArray[np.float64]
 
@@ -179,13 +179,14 @@ def content_hash(frames: PackedFrames) -> str:
 def save_packed(path: Path, frames: PackedFrames, scale: PackedScale | None = None) -> None:
     """Write a pack, by xz where the name ends in .xz; `scale` makes it one to train on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     arrays = {item.name: getattr(frames, item.name) for item in fields(PackedFrames)}
     if scale is not None:
         arrays |= {_SCALE + i.name: np.array(getattr(scale, i.name)) for i in fields(PackedScale)}
-    with lzma.open(partial, "wb", preset=3) if path.suffix == ".xz" else partial.open("wb") as file:
+    with (
+        replaced(path) as partial,
+        lzma.open(partial, "wb", preset=3) if path.suffix == ".xz" else partial.open("wb") as file,
+    ):
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
 
 
 def load_packed(path: Path) -> PackedFrames:

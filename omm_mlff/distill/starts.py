@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from omm_mlff.distill.packed import GRID, STRATA
 from omm_mlff.errors import InputError
+from omm_mlff.record.replacing import replaced
 
 if TYPE_CHECKING:
     from omm_mlff.distill.placing import Body
@@ -61,12 +61,10 @@ class Starts:
 def save_starts(path: Path, starts: Starts) -> None:
     """Write structures; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replaced(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file, allow_pickle=False, **{i.name: getattr(starts, i.name) for i in fields(Starts)}
         )
-    os.replace(partial, path)
 
 
 def load_starts(path: Path) -> Starts:

@@ -9,18 +9,15 @@ from openmm import unit
 from openmm.app import AmberInpcrdFile, AmberPrmtopFile
 
 from omm_mlff.errors import StructureError
-from omm_mlff.systems.build import bonds_of
 from omm_mlff.systems.frames import the_frame
+from omm_mlff.systems.paired import paired
 from omm_mlff.systems.structure import Structure
-from omm_mlff.systems.text import require_size
 
 SUFFIXES = (".prmtop", ".parm7")
 PARTNERS = (".inpcrd", ".rst7", ".crd", ".ncrst")
 
 _CHARGE_UNIT = 18.2223
 """Of Amber's charges in one elementary charge: sqrt of Coulomb's constant in kcal/mol angstrom."""
-
-_WHOLE = 0.05
 
 
 def read(path: Path, frame: int | None = None, partner: Path | None = None) -> Structure:
@@ -49,26 +46,8 @@ def read(path: Path, frame: int | None = None, partner: Path | None = None) -> S
             "prmtop of Amber 7 or later, and its coordinates"
         ) from error
     topology = prmtop.topology
-    require_size(path, topology.getNumAtoms())
-    if len(positions) != topology.getNumAtoms():
-        raise StructureError(
-            f"{path} has {topology.getNumAtoms()} atoms, {partner} has {len(positions)}; wanted "
-            "the coordinates of the same system"
-        )
     if vectors is None and topology.getPeriodicBoxVectors() is not None:
         vectors = topology.getPeriodicBoxVectors()
     box = None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer), dtype=float)
     total = sum(charges) / _CHARGE_UNIT
-    if abs(total - round(total)) > _WHOLE:
-        raise StructureError(
-            f"{path}: its partial charges add up to {total:g}; wanted a whole number: correct them"
-        )
-    return Structure(
-        name=path.stem,
-        source=f"{path}+{partner}",
-        topology=topology,
-        positions=positions,
-        bonds=bonds_of(topology),
-        box_vectors=box,
-        charge=round(total),
-    )
+    return paired(path, partner, topology, positions, box, total)

@@ -10,16 +10,13 @@ from openmm import unit
 from openmm.app import CharmmCrdFile, CharmmPsfFile
 
 from omm_mlff.errors import StructureError
-from omm_mlff.systems.build import bonds_of
 from omm_mlff.systems.formats import pdb
 from omm_mlff.systems.frames import the_frame
+from omm_mlff.systems.paired import paired
 from omm_mlff.systems.structure import Structure
-from omm_mlff.systems.text import require_size
 
 SUFFIXES = (".psf",)
 PARTNERS = (".crd", ".cor", ".pdb")
-
-_WHOLE = 0.05
 
 
 def read(path: Path, frame: int | None = None, partner: Path | None = None) -> Structure:
@@ -44,25 +41,7 @@ def read(path: Path, frame: int | None = None, partner: Path | None = None) -> S
         raise StructureError(
             f"{path} is not a psf file that OpenMM can read ({reason}); export it anew"
         ) from error
-    require_size(path, topology.getNumAtoms())
-    if len(positions) != topology.getNumAtoms():
-        raise StructureError(
-            f"{path} has {topology.getNumAtoms()} atoms, {partner} has {len(positions)}; wanted "
-            "the coordinates of the same system"
-        )
-    if abs(total - round(total)) > _WHOLE:
-        raise StructureError(
-            f"{path}: its partial charges add up to {total:g}; wanted a whole number: correct them"
-        )
-    return Structure(
-        name=path.stem,
-        source=f"{path}+{partner}",
-        topology=topology,
-        positions=positions,
-        bonds=bonds_of(topology),
-        box_vectors=box,
-        charge=round(total),
-    )
+    return paired(path, partner, topology, positions, box, total)
 
 
 def _coordinates(
